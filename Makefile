@@ -1,0 +1,34 @@
+# Every target does all of its own set-up: it needs Python 3.11+, make and a C compiler, and installs nothing twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Small nets lose more to thread hand-over than they gain from a second core.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m domains.imagenet.train
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m "slow or not slow" -n 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The stamp is written last: an interrupted installation is repeated, a finished one is not.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "drifting needs Python 3.11 or newer; set PYTHON=python3.12 or the like")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[imagenet,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,1 @@
+"""Training infrastructure shared by every domain: config, optimiser, EMA, checkpoints, logs."""
