@@ -1,0 +1,141 @@
+"""Drifting in feature space: one drifting loss per feature, summed (paper Sec. 3.4, A.5).
+
+    L = sum_j mean_{problems, locations} |phi_j(x) - sg(phi_j(x) + V_j)|^2          Eq. 13-14, 26
+
+phi is frozen; the gradient reaches the generator through it. Locations of one feature are drifting problems of their
+own and share the feature's scale S and RMS lambda.
+Shapes: K samples, F feature locations, D feature width (channels C of a map); B problems, *S the shape of a sample.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from drifting.loss import DriftLoss, DriftTerms
+
+FeatureEncoder = Callable[[Tensor], Mapping[str, Tensor]]
+"""samples [K, *S] -> {key: [K, F, D]}, differentiable, its own parameters frozen."""
+
+STD_EPS = 1e-6  # inside the square root: a constant channel has std 1e-3 and a finite gradient
+
+
+def pooled_statistics(feature_map: Tensor, patch_sizes: Sequence[int] = (2, 4)) -> dict[str, Tensor]:
+    """Every vector that one feature map contributes to the drifting loss (paper A.5 a-d).
+
+    ========== ============ ==================================================
+    key        F            vectors
+    ========== ============ ==================================================
+    ``""``     H W          (a) the map itself, one vector per location
+    ``mean``   1            (b) mean over all locations
+    ``std``    1            (b) standard deviation over all locations
+    ``mean_p`` H W / p^2    (c, d) mean over each p x p patch, p in patch_sizes
+    ``std_p``  H W / p^2    (c, d) standard deviation over each p x p patch
+    ========== ============ ==================================================
+
+    Locations and patches are in row-major order; std = sqrt(biased variance + 1e-6).
+
+    Args:
+        feature_map: [K, C, H, W], any float dtype; the statistics are taken in float32 (float64 stays float64).
+        patch_sizes: side lengths p >= 2. A patch larger than the map is left out: small maps have fewer keys.
+
+    Returns:
+        {key: [K, F, C]}.
+
+    Raises:
+        ValueError: the map is not [K, C, H, W], p < 2, or p fits into the map without dividing its sides.
+    """
+    if feature_map.ndim != 4:
+        raise ValueError(f"feature_map must be [K, C, H, W], got shape {tuple(feature_map.shape)}")
+    x = feature_map.to(torch.promote_types(feature_map.dtype, torch.float32))
+    height, width = x.shape[-2:]
+
+    locations = rearrange(x, "k c h w -> k (h w) c")
+    statistics = {"": locations, "mean": locations.mean(1, keepdim=True), "std": _std(locations, dim=1, keepdim=True)}
+    for p in patch_sizes:
+        if p < 2:
+            raise ValueError(f"patch_sizes must be >= 2 (1 is the map itself, always included), got {p}")
+        if p > min(height, width):
+            continue
+        if height % p or width % p:
+            raise ValueError(
+                f"patch size {p} does not divide the {height} x {width} feature map; choose patch_sizes to fit"
+            )
+        patches = rearrange(x, "k c (h p) (w q) -> k (h w) (p q) c", p=p, q=p)
+        statistics[f"mean_{p}"] = patches.mean(2)
+        statistics[f"std_{p}"] = _std(patches, dim=2)
+    return statistics
+
+
+def _std(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    return (x.var(dim, correction=0, keepdim=keepdim) + STD_EPS).sqrt()
+
+
+class FeatureDriftLoss(nn.Module):
+    """Sum over an encoder's features of the drifting loss, each averaged over problems and locations.
+
+    Args:
+        encoder: samples [K, *S] -> {key: [K, F, D]}; frozen by its owner, differentiable in its input.
+        loss: the drifting loss applied to every feature.
+    """
+
+    def __init__(self, encoder: FeatureEncoder, loss: DriftLoss) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.loss = loss
+
+    def forward(
+        self, gen: Tensor, pos: Tensor, neg: Tensor | None = None, *, neg_weight: Tensor | None = None
+    ) -> Tensor:
+        """Total loss, []; arguments as in `terms`."""
+        terms = self.terms(gen, pos, neg, neg_weight=neg_weight)
+        return torch.stack([term.loss.mean() for term in terms.values()]).sum()
+
+    def terms(
+        self, gen: Tensor, pos: Tensor, neg: Tensor | None = None, *, neg_weight: Tensor | None = None
+    ) -> dict[str, DriftTerms]:
+        """Terms of each feature over its B F problems, problem-major: row b F + f is location f of problem b.
+
+        Args:
+            gen: generated samples [B, G, *S]; the only argument that receives a gradient.
+            pos: real samples [B, P, *S].
+            neg: extra negatives [B, N, *S].
+            neg_weight: [B, N] or [B].
+
+        Raises:
+            ValueError: samples that do not share B and *S, or an encoder that returns anything but {key: [K, F, D]}.
+        """
+        for name, block in (("pos", pos), ("neg", neg)):
+            if block is not None and (block.shape[0] != gen.shape[0] or block.shape[2:] != gen.shape[2:]):
+                raise ValueError(
+                    f"{name} must be [B, K, *S] with B={gen.shape[0]}, S={tuple(gen.shape[2:])} "
+                    f"to match gen {tuple(gen.shape)}, got {tuple(block.shape)}"
+                )
+        gen_features = self._problems(gen)
+        with torch.no_grad():
+            pos_features = self._problems(pos)
+            neg_features = {} if neg is None else self._problems(neg)
+        terms = {}
+        for key, features in gen_features.items():
+            locations = features.shape[0] // gen.shape[0]
+            terms[key] = self.loss.terms(
+                features,
+                pos_features[key],
+                neg_features.get(key),
+                neg_weight=None if neg_weight is None else neg_weight.repeat_interleave(locations, dim=0),
+            )
+        return terms
+
+    def _problems(self, samples: Tensor) -> dict[str, Tensor]:
+        """Features of samples [B, K, *S] as problems: {key: [B F, K, D]}."""
+        features = self.encoder(samples.flatten(0, 1))
+        count = samples.shape[0] * samples.shape[1]
+        if not features:
+            raise ValueError("encoder returned no feature; it must return {key: [K, F, D]}")
+        for key, feature in features.items():
+            if feature.ndim != 3 or feature.shape[0] != count:
+                raise ValueError(f"encoder must return [K, F, D] with K={count}, got {key!r}: {tuple(feature.shape)}")
+        return {
+            key: rearrange(feature, "(b k) f d -> (b f) k d", b=samples.shape[0]) for key, feature in features.items()
+        }
