@@ -1,0 +1,141 @@
+"""The sections that every domain's configuration shares, and the step from Hydra's DictConfig to typed dataclasses.
+
+A domain declares one root dataclass out of these sections and its own:
+
+    @dataclass
+    class ToyConfig:
+        run: RunConfig
+        optim: OptimConfig = field(default_factory=OptimConfig)
+
+Each section refuses nonsense in `__post_init__`, before any device is touched. Defaults are the paper's, where it has
+one.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from drifting.training.errors import ConfigError
+
+Schema = TypeVar("Schema")
+
+SCHEDULES = ("constant", "cosine")
+
+
+def require(holds: bool, key: str, expected: str, given: object) -> None:
+    """Raise ValueError "`key` must be `expected`, got `given`" unless `holds`; for the `__post_init__` of a section."""
+    if not holds:
+        raise ValueError(f"{key} must be {expected}, got {given!r}")
+
+
+@dataclass
+class RunConfig:
+    """Where a run lives, how long it is, and on what it computes. `steps`: optimiser steps; `threads`: CPU threads."""
+
+    name: str
+    steps: int
+    root: str = "runs"
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 1
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", self.name) is not None
+        require(named, "run.name", "one folder name of letters, digits and . _ = + -", self.name)
+        require(self.root != "", "run.root", "a folder", self.root)
+        require(self.steps >= 1, "run.steps", "at least 1", self.steps)
+        require(0 <= self.seed < 2**32, "run.seed", "in [0, 2^32)", self.seed)
+        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
+        require(known, "run.device", "auto, cpu, cuda or cuda:N", self.device)
+        require(self.threads >= 1, "run.threads", "at least 1", self.threads)
+
+
+@dataclass
+class OptimConfig:
+    """AdamW, its learning rate over the steps, and the bound on the gradient.
+
+    `lr` is reached after `warmup_steps` steps, linearly from `warmup_lr`; "constant" keeps it, "cosine" lowers it to
+    `final_ratio * lr` at the last step. `clip_norm` bounds the global L2 norm of the gradient; null leaves it as it is.
+    """
+
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    warmup_steps: int = 0
+    warmup_lr: float = 1e-6
+    schedule: str = "constant"
+    final_ratio: float = 0.0
+    clip_norm: float | None = 2.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.lr < math.inf, "optim.lr", "positive and finite", self.lr)
+        betas = tuple(self.betas)  # YAML has lists only
+        valid = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+        require(valid, "optim.betas", "two numbers in [0, 1)", list(betas))
+        self.betas = cast(tuple[float, float], betas)
+        require(0 < self.eps < math.inf, "optim.eps", "positive and finite", self.eps)
+        require(0 <= self.weight_decay < math.inf, "optim.weight_decay", "at least 0 and finite", self.weight_decay)
+        require(self.warmup_steps >= 0, "optim.warmup_steps", "at least 0", self.warmup_steps)
+        starts = self.warmup_steps == 0 or 0 <= self.warmup_lr <= self.lr
+        require(starts, "optim.warmup_lr", f"in [0, optim.lr = {self.lr}]", self.warmup_lr)
+        require(self.schedule in SCHEDULES, "optim.schedule", " or ".join(SCHEDULES), self.schedule)
+        require(0 <= self.final_ratio <= 1, "optim.final_ratio", "in [0, 1]", self.final_ratio)
+        clips = self.clip_norm is None or 0 < self.clip_norm < math.inf
+        require(clips, "optim.clip_norm", "positive and finite, or null for no clipping", self.clip_norm)
+
+
+@dataclass
+class EmaConfig:
+    """Averages of the weights, one per decay; `warmup` uses min(decay, (1 + n) / (10 + n)) at update n."""
+
+    decays: list[float] = field(default_factory=lambda: [0.999])
+    warmup: bool = False
+
+    def __post_init__(self) -> None:
+        valid = len(self.decays) > 0 and all(0 <= decay < 1 for decay in self.decays)
+        require(valid, "ema.decays", "one or more numbers in [0, 1)", self.decays)
+        require(len(set(self.decays)) == len(self.decays), "ema.decays", "distinct", self.decays)
+
+
+@dataclass
+class CheckpointConfig:
+    """A checkpoint every `every` steps; the last `keep` of them stay on disk."""
+
+    every: int = 1000
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "checkpoint.every", "at least 1", self.every)
+        require(self.keep >= 1, "checkpoint.keep", "at least 1", self.keep)
+
+
+@dataclass
+class LogConfig:
+    """Figures are fetched from the device and written every `every` steps."""
+
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "log.every", "at least 1", self.every)
+
+
+def typed(config: DictConfig | Mapping[str, Any], schema: type[Schema]) -> Schema:
+    """Fill the dataclass `schema`, nested sections included, from a composed configuration.
+
+    Raises ConfigError with one line that names the key: unknown, missing, of the wrong type, or refused by its section.
+    """
+    given = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+    try:
+        return cast(Schema, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given)))
+    except OmegaConfBaseException as error:
+        key = error.full_key or "configuration"
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,166 @@
+"""The run directory `<root>/<name>`: one configuration, one process at a time; the same command continues it.
+
+resolved.yaml      every key of the configuration, defaults included
+environment.json   a list: commit, versions and processors of each environment that the run has seen
+.lock              held by the training process for as long as it lives
+"""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from drifting.training.atomic_file import replace_text
+from drifting.training.config import RunConfig, Schema, typed
+from drifting.training.errors import RunDirError
+
+RESOLVED, ENVIRONMENT, LOCK = "resolved.yaml", "environment.json", ".lock"
+
+# Where the folder is, not what it holds: runs may be moved.
+LOCATION = "run.root"
+
+
+def open_run(run: RunConfig, config: object) -> Path:
+    """Make `<run.root>/<run.name>` for the root dataclass `config`, or continue it; locked until this process ends.
+
+    Raises RunDirError, and changes nothing, if the folder holds other files, another configuration, or another process.
+    """
+    run_dir = Path(run.root) / run.name
+    saved = run_dir / RESOLVED
+    if not saved.exists() and run_dir.exists():
+        _refuse_foreign(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _lock(run_dir)
+    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    if saved.exists():
+        _refuse_other(run_dir, saved=_flatten(_read_yaml(saved)), asked=_flatten(_plain(OmegaConf.create(text))))
+    else:
+        replace_text(saved, text)
+    _record_environment(run_dir / ENVIRONMENT)
+    return run_dir
+
+
+def load_config(run_dir: Path, schema: type[Schema]) -> Schema:
+    """The configuration that a run was trained with, for commands that sample or evaluate it.
+
+    Raises RunDirError if `run_dir` is no run directory, ConfigError if its configuration does not fit `schema`.
+    """
+    saved = run_dir / RESOLVED
+    if not saved.is_file():
+        raise RunDirError(
+            f"{run_dir} is not a run directory: it has no {RESOLVED}. Give the folder that training made."
+        )
+    return typed(_read_yaml(saved), schema)
+
+
+def _refuse_foreign(run_dir: Path) -> None:
+    if not run_dir.is_dir():
+        raise RunDirError(f"{run_dir} is a file, a run needs a folder. Choose another run.name=... or move it away.")
+    # Hidden names are ours (the lock, a temporary file of a killed start) or the desktop's.
+    files = sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("."))
+    if files:
+        raise RunDirError(
+            f"{run_dir} holds files ({', '.join(files[:5])}) but no {RESOLVED}: it is not a run directory. "
+            "Choose another run.name=... or move the files away."
+        )
+
+
+def _lock(run_dir: Path) -> None:
+    """Take the run for this process.
+
+    The descriptor is never closed on purpose: the lock ends with the process, however it ends. A POSIX record lock
+    belongs to the process, so that forked data workers do not inherit it and this process may open its run again.
+    """
+    lock = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise RunDirError(
+            f"another process is training in {run_dir}. Wait for it or stop it, or choose another run.name=..."
+        ) from error
+
+
+def _refuse_other(run_dir: Path, *, saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    absent = "(absent)"
+    differing = [
+        f"  {key}: {saved.get(key, absent)} -> {asked.get(key, absent)}"
+        for key in sorted(saved.keys() | asked.keys())
+        if key != LOCATION and saved.get(key, absent) != asked.get(key, absent)
+    ]
+    if differing:
+        raise RunDirError(
+            "\n".join([f"{run_dir} was trained with another configuration (saved -> asked):", *differing])
+            + f"\nGive this run its own folder with run.name=..., or delete {run_dir} to start it anew."
+        )
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    content = OmegaConf.to_container(config, resolve=True)
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        return _plain(OmegaConf.load(path))
+    except Exception as error:  # the YAML reader's own errors share no base with OmegaConf's
+        raise RunDirError(f"{path} cannot be read ({error}). Restore it, or delete {path.parent}.") from error
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one level: {"run": {"seed": 0}} -> {"run.seed": 0}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _record_environment(path: Path) -> None:
+    """Append this environment unless the run's last start had the same one; a resumed run may have seen several."""
+    seen = json.loads(path.read_text()) if path.exists() else []
+    now = _environment()
+    if not seen or seen[-1] != now:
+        replace_text(path, json.dumps([*seen, now], indent=2) + "\n")
+
+
+def _environment() -> dict[str, str | None]:
+    return {
+        "commit": _git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that this file is tracked in, "+changes" if it differs; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        call = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown")
