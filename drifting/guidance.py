@@ -53,12 +53,11 @@ class GuidanceRange:
     def quantile(self, u: Tensor) -> Tensor:
         """Inverse of the cumulative distribution, u in [0, 1] -> alpha; log-uniform at power 1. Any shape."""
         exponent = 1.0 - self.power
-        if abs(exponent) < 1e-6:
-            return torch.exp(u * math.log(self.high / self.low)) * self.low
-        low, high = self.low**exponent, self.high**exponent
-        alpha: Tensor = (low + u * (high - low)).pow(1.0 / exponent)
-        # Rounding of the root can pass the ends.
-        return alpha.clamp(self.low, self.high)
+        log_ratio = math.log(self.high / self.low)
+        # log alpha - log low, in expm1 and log1p: the plain powers lose every float32 digit near power 1.
+        growth = u * log_ratio if exponent == 0 else torch.log1p(u * math.expm1(exponent * log_ratio)) / exponent
+        # Rounding can pass the ends.
+        return (growth.exp() * self.low).clamp(self.low, self.high)
 
     def sample(
         self, n: int, generator: torch.Generator | None = None, device: torch.device | str | None = None

@@ -20,7 +20,7 @@ class DriftTerms:
     loss: Tensor  # [B]  mean squared drift of each problem, nearly constant over training: do not judge by it
     drift: Tensor  # [B, G, D]  normalised, summed over temperatures, in scaled coordinates
     scale: Tensor  # []  mean pairwise distance, over every rank
-    drift_rms: Tensor  # [T]  per temperature, before normalisation, over every rank: falls as training converges
+    drift_rms: Tensor  # [T]  per temperature, before normalisation, over every rank; falls at the largest tau
     diagnostics: DriftDiagnostics
 
 
@@ -191,6 +191,8 @@ def _references(
     own = gen if self_ref is None else self_ref
     if self_ref is not None:
         _check_block("self_ref", "G'", self_ref, gen)
+        if self_ref.shape[1] == 0:
+            raise ValueError(f"self_ref must hold at least one sample per problem, got {tuple(self_ref.shape)}")
     weights = [_weight("gen_weight", gen_weight, own)]
     if neg is not None:
         _check_block("neg", "N", neg, gen)

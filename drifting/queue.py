@@ -115,7 +115,7 @@ class SampleQueue:
         return self.samples[labels[:, None], slots]
 
     def state_dict(self) -> dict[str, Any]:
-        """Contents, counts, cursors and generator state."""
+        """Contents, counts, cursors and generator state; not copies: save or copy them before the next push."""
         return {
             "samples": self.samples,
             "count": self.count,

@@ -42,6 +42,6 @@ def mean_distance(distance: Tensor, weight: Tensor, group: ProcessGroup | None =
 def root_mean_square(drifts: list[Tensor], group: ProcessGroup | None = None) -> Tensor:
     """RMS lambda of each drift over problems, samples and channels, paper Eq. 23-25; T of [B, G, D] -> [T]."""
     squares = [drift.square().sum() for drift in drifts]
-    count = squares[0].new_tensor(float(drifts[0].numel()))
+    count = squares[0].new_full((), float(drifts[0].numel()))  # on the device: a copied constant would sync
     totals = global_sum(torch.stack([*squares, count]), group)
     return (totals[:-1] / totals[-1]).sqrt()

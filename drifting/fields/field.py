@@ -18,8 +18,9 @@ class Columns:
     """What each of the M reference columns is, in this order: [self | extra negatives | positives].
 
     `self_is_gen` tells that the self block is the generated batch itself, so that entry (i, i) pairs a sample with
-    itself; it is False for an independent second batch. `weight` [B, M] multiplies affinities, not masses of points:
-    weight 2 is not the same as a duplicated column, because the normalising sums do not see weights.
+    itself; it is False for an independent second batch. `weight` [B, M] multiplies affinities after `MeanShift` has
+    normalised them: weight 2 is not the same as a duplicated column, nor weight 0 as an absent one, because the
+    normalising sums do not see weights. `Sinkhorn` takes it as mass, and there both are the same.
     """
 
     num_self: int

@@ -42,7 +42,8 @@ def transport_plan(cost: Tensor, weight: Tensor, *, temperature: float, iteratio
     for _ in range(iterations):
         log_column = log_column_mass - (log_kernel + log_row).logsumexp(dim=-2, keepdim=True)
         log_row = -(log_kernel + log_column).logsumexp(dim=-1, keepdim=True)
-    return (log_kernel + log_row + log_column).exp()
+    # The last row fit once more, as a softmax: costs of 1e4 temperatures would leave rounding in the row sums.
+    return (log_kernel + log_column).softmax(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Sinkhorn:
         split = [columns.num_negative, columns.num_pos]
         negative_weight, positive_weight = torch.split(columns.weight, split, dim=-1)
         negative_cost, positive_cost = torch.split(cost, split, dim=-1)
+        _check_mass("gen_weight and neg_weight together", negative_weight)
+        _check_mass("pos_weight", positive_weight)
         push = transport_plan(negative_cost, negative_weight, temperature=temperature, iterations=self.iterations)
         pull = transport_plan(positive_cost, positive_weight, temperature=temperature, iterations=self.iterations)
         return Coupling(
@@ -83,3 +86,14 @@ class Sinkhorn:
             negative_mass=push.sum(-1).mean(),
             floor_share=distance.new_zeros(()),
         )
+
+
+def _check_mass(name: str, weight: Tensor) -> None:
+    """Refuse a measure [B, K] without mass; on an accelerator by a device-side assertion, without a host sync."""
+    message = f"{name} must be > 0 somewhere in every problem: Sinkhorn cannot transport to no mass"
+    some = weight.sum(-1) > 0
+    if weight.device.type == "cpu":
+        if not some.all():
+            raise ValueError(f"{message}, got only zeros in problems {(~some).nonzero()[:, 0].tolist()[:5]}")
+    else:
+        torch._assert_async(some.all(), message)

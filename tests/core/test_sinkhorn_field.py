@@ -1,0 +1,145 @@
+"""Sinkhorn field: plans are transport plans, and the field is minus the gradient of entropic transport costs."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from drifting import DriftLoss, Sinkhorn, drift_field
+from drifting.fields.sinkhorn import half_squared_distance, transport_plan
+
+
+def clouds(*counts: int, seed: int = 0, batch: int = 2) -> list[torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, n, 2, generator=rng, dtype=torch.float64) + 0.4 * k for k, n in enumerate(counts)]
+
+
+def cost(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """|x - y|^2 / 2; [B, G, D], [B, M, D] -> [B, G, M]."""
+    return 0.5 * (x[:, :, None] - y[:, None]).square().sum(-1)
+
+
+def entropic_cost(x: torch.Tensor, y: torch.Tensor, mass: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """OT_eps(sum_i delta_{x_i} / G, sum_j mass_j delta_{y_j}), [B], with its gradient in x.
+
+    Value of the dual at its optimum: <f, a> + <g, b> - eps <a (x) b, exp((f + g - C) / eps) - 1>. At the optimum the
+    gradient sees the cost alone (envelope theorem), so the potentials are detached.
+    """
+    c, a, b = cost(x, y), 1.0 / x.shape[1], mass[:, None, :]
+    f, g = torch.zeros_like(c[..., :1]), torch.zeros_like(c[:, :1, :])
+    with torch.no_grad():
+        for _ in range(3000):
+            f = -epsilon * ((g - c) / epsilon + b.log()).logsumexp(-1, keepdim=True)
+            g = -epsilon * ((f - c) / epsilon + np.log(a)).logsumexp(-2, keepdim=True)
+    surplus = (a * b * (((f + g - c) / epsilon).exp() - 1)).sum((1, 2))
+    return (f * a).sum((1, 2)) + (g * b).sum((1, 2)) - epsilon * surplus
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_sum_to_one_and_columns_to_their_mass(weighted):
+    x, y = clouds(5, 7)
+    rng = torch.Generator().manual_seed(1)
+    weight = torch.rand(2, 7, generator=rng, dtype=torch.float64) if weighted else torch.ones(2, 7, dtype=torch.float64)
+    plan = transport_plan(cost(x, y), weight, temperature=0.3, iterations=2000)
+    torch.testing.assert_close(plan.sum(-1), torch.ones(2, 5, dtype=torch.float64), rtol=1e-14, atol=0)
+    torch.testing.assert_close(plan.sum(-2), 5 * weight / weight.sum(-1, keepdim=True), rtol=1e-9, atol=0)
+
+
+def test_rows_are_exact_after_one_sweep_and_for_costs_of_any_size():
+    x, y = clouds(5, 7)
+    for size in (1.0, 1e4, 1e15):
+        plan = transport_plan((size * cost(x, y)).float(), torch.ones(2, 7), temperature=0.05, iterations=1)
+        torch.testing.assert_close(plan.sum(-1), torch.ones(2, 5), rtol=1e-6, atol=0)
+
+
+def test_more_iterations_fit_the_columns_better():
+    x, y = clouds(5, 7)
+
+    def misfit(iterations: int) -> float:
+        plan = transport_plan(cost(x, y), torch.ones(2, 7, dtype=torch.float64), temperature=0.1, iterations=iterations)
+        return (plan.sum(-2) - 5 / 7).abs().max().item()
+
+    assert misfit(1) > 2 * misfit(20) > 4 * misfit(500)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_plan_tends_to_the_optimal_assignment_at_low_temperature(seed):
+    x, y = clouds(6, 6, seed=seed, batch=1)
+    plan = transport_plan(cost(x, y), torch.ones(1, 6, dtype=torch.float64), temperature=2e-3, iterations=3000)[0]
+    rows, columns = linear_sum_assignment(cost(x, y)[0].numpy())
+    assignment = torch.zeros(6, 6, dtype=torch.float64)
+    assignment[rows, columns] = 1.0
+    torch.testing.assert_close(plan, assignment, rtol=0, atol=5e-2)
+
+
+@pytest.mark.parametrize("with_negatives", [False, True])
+def test_field_is_minus_the_gradient_of_the_entropic_costs(with_negatives):
+    """V_i = -G d/dx_i [OT_eps(x, y) - OT_eps(x, x')]; extra negatives share the measure x' by their weight."""
+    x, y, ref, neg = clouds(5, 7, 6, 3)
+    epsilon = 0.4
+    weight = torch.tensor([[0.2, 1.5, 0.7], [1.0, 0.4, 3.0]], dtype=torch.float64)
+    negatives, mass = ref, torch.ones(2, 6, dtype=torch.float64)
+    if with_negatives:
+        negatives, mass = torch.cat([ref, neg], dim=1), torch.cat([mass, weight], dim=1)
+    x.requires_grad_()
+    uniform = torch.full((2, 7), 1 / 7, dtype=torch.float64)
+    repulsion = entropic_cost(x, negatives, mass / mass.sum(-1, keepdim=True), epsilon)
+    value = (entropic_cost(x, y, uniform, epsilon) - repulsion).sum()
+    (slope,) = torch.autograd.grad(value, x)
+
+    drift = drift_field(
+        x,
+        y,
+        neg if with_negatives else None,
+        neg_weight=weight if with_negatives else None,
+        self_ref=ref,
+        temperature=epsilon,
+        field=Sinkhorn(iterations=3000),
+    )
+    torch.testing.assert_close(drift, -5 * slope, rtol=1e-8, atol=1e-10)
+
+
+def test_swapping_data_and_second_batch_negates_the_drift():
+    x, p, q = clouds(4, 5, 6)
+    field = Sinkhorn(iterations=7)
+    forward = drift_field(x, p, self_ref=q, field=field)
+    assert forward.abs().max() > 0.1
+    torch.testing.assert_close(forward, -drift_field(x, q, self_ref=p, field=field), rtol=1e-12, atol=1e-14)
+    at_rest = drift_field(x, p, self_ref=p, field=field)
+    torch.testing.assert_close(at_rest, torch.zeros_like(x), rtol=0, atol=1e-14)
+
+
+def test_at_high_temperature_the_field_is_the_difference_of_means():
+    x, p, q = clouds(4, 5, 6)
+    expected = (p.mean(1, keepdim=True) - q.mean(1, keepdim=True)).expand_as(x)
+    torch.testing.assert_close(drift_field(x, p, self_ref=q, temperature=1e9, field=Sinkhorn()), expected)
+
+
+def test_cost_is_a_free_choice():
+    x, p, q = clouds(4, 5, 6)
+    named = drift_field(x, p, self_ref=q, field=Sinkhorn(cost=half_squared_distance))
+    torch.testing.assert_close(named, drift_field(x, p, self_ref=q, field=Sinkhorn()))
+    other = drift_field(x, p, self_ref=q, field=Sinkhorn(cost=lambda d: d))
+    assert (other - named).abs().max() > 1e-3
+
+
+def test_refused_without_a_second_batch():
+    x, p = clouds(4, 5)
+    for call in (lambda: DriftLoss(field=Sinkhorn())(x, p), lambda: drift_field(x, p, field=Sinkhorn())):
+        with pytest.raises(ValueError, match=r"Sinkhorn needs self_ref \[B, G', D\]"):
+            call()
+
+
+def test_refused_without_an_iteration():
+    with pytest.raises(ValueError, match="iterations must be >= 1, got 0"):
+        Sinkhorn(iterations=0)
+
+
+def test_refused_without_mass():
+    x, p, q, u = clouds(4, 5, 6, 3)
+    nothing, one = torch.tensor([1.0, 0.0]), torch.ones(2)
+    with pytest.raises(ValueError, match=r"pos_weight must be > 0 somewhere.*problems \[1\]"):
+        drift_field(x, p, self_ref=q, pos_weight=nothing, field=Sinkhorn())
+    with pytest.raises(ValueError, match="gen_weight and neg_weight together must be > 0"):
+        drift_field(x, p, u, self_ref=q, gen_weight=nothing, neg_weight=nothing, field=Sinkhorn())
+    assert torch.isfinite(drift_field(x, p, u, self_ref=q, gen_weight=nothing, neg_weight=one, field=Sinkhorn())).all()
