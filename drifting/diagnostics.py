@@ -1,7 +1,8 @@
 """What tells convergence, since the loss value cannot: with normalised drifts it is nearly constant by construction.
 
 Each temperature contributes a mean square of one, so T temperatures give a loss between T (uncorrelated drifts) and T^2
-(identical ones) whether the generator is untrained or perfect. Watch `DriftTerms.drift_rms` and the figures below.
+(identical ones) whether the generator is untrained or perfect. Watch `DriftTerms.drift_rms` at the largest temperature
+(at small ones the drift is mostly the noise of which neighbours were drawn) and the figures below.
 """
 
 from dataclasses import dataclass
@@ -32,9 +33,9 @@ def within_problem_spread(samples: Tensor) -> Tensor:
 def diagnose(references: References, drift: Drift) -> DriftDiagnostics:
     """Collect the figures of one computed drift."""
     return DriftDiagnostics(
-        positive_mass=torch.stack([coupling.positive_mass for coupling in drift.couplings]),
-        negative_mass=torch.stack([coupling.negative_mass for coupling in drift.couplings]),
-        floor_share=torch.stack([coupling.floor_share for coupling in drift.couplings]),
+        positive_mass=torch.stack([contact.positive_mass for contact in drift.contacts]),
+        negative_mass=torch.stack([contact.negative_mass for contact in drift.contacts]),
+        floor_share=torch.stack([contact.floor_share for contact in drift.contacts]),
         gen_spread=within_problem_spread(references.gen),
         pos_spread=within_problem_spread(references.blocks[-1]),
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.distributed import ProcessGroup
 
-from drifting.fields import Columns, Coupling, Field
+from drifting.fields import Columns, Contact, Field
 from drifting.scales import mean_distance, root_mean_square
 
 SMALLEST_SQUARED_DISTANCE = 1e-8  # the authors' clip; keeps the root away from the rounding of the dot products
@@ -45,7 +45,7 @@ class Drift:
     unit: Tensor  # []  S: what coordinates were divided by; 1 without feature normalisation
     scale: Tensor  # []  mean pairwise distance of the raw features
     drift_rms: Tensor  # [T]  lambda, per temperature, before normalisation
-    couplings: tuple[Coupling, ...]  # T of them
+    contacts: tuple[Contact, ...]  # T of them
 
 
 def pairwise_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -134,8 +134,11 @@ def compute_drift(
             unit = (scale / references.gen.shape[-1] ** 0.5).clamp(min=SMALLEST_SCALE)
             distance /= scale.clamp(min=SMALLEST_SCALE)
 
-        couplings = tuple(field(distance, references.columns, temperature=tau) for tau in temperatures)
-        drifts = [displacement(coupling.coefficients, references) / unit for coupling in couplings]
+        drifts, contacts = [], []
+        for temperature in temperatures:  # one coupling [B, G, M] alive at a time
+            coupling = field(distance, references.columns, temperature=temperature)
+            drifts.append(displacement(coupling.coefficients, references).div_(unit))
+            contacts.append(coupling.contact)
         drift_rms = root_mean_square(drifts, group)
         if normalize_drift:
             for drift, rms in zip(drifts, drift_rms, strict=True):
@@ -143,7 +146,7 @@ def compute_drift(
         total = drifts[0]
         for drift in drifts[1:]:
             total += drift
-    return Drift(total, unit, scale, drift_rms, couplings)
+    return Drift(total, unit, scale, drift_rms, tuple(contacts))
 
 
 class FrozenTargetLoss(torch.autograd.Function):

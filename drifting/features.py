@@ -86,14 +86,26 @@ class FeatureDriftLoss(nn.Module):
         self.loss = loss
 
     def forward(
-        self, gen: Tensor, pos: Tensor, neg: Tensor | None = None, *, neg_weight: Tensor | None = None
+        self,
+        gen: Tensor,
+        pos: Tensor,
+        neg: Tensor | None = None,
+        *,
+        neg_weight: Tensor | None = None,
+        self_ref: Tensor | None = None,
     ) -> Tensor:
         """Total loss, []; arguments as in `terms`."""
-        terms = self.terms(gen, pos, neg, neg_weight=neg_weight)
+        terms = self.terms(gen, pos, neg, neg_weight=neg_weight, self_ref=self_ref)
         return torch.stack([term.loss.mean() for term in terms.values()]).sum()
 
     def terms(
-        self, gen: Tensor, pos: Tensor, neg: Tensor | None = None, *, neg_weight: Tensor | None = None
+        self,
+        gen: Tensor,
+        pos: Tensor,
+        neg: Tensor | None = None,
+        *,
+        neg_weight: Tensor | None = None,
+        self_ref: Tensor | None = None,
     ) -> dict[str, DriftTerms]:
         """Terms of each feature over its B F problems, problem-major: row b F + f is location f of problem b.
 
@@ -102,11 +114,12 @@ class FeatureDriftLoss(nn.Module):
             pos: real samples [B, P, *S].
             neg: extra negatives [B, N, *S].
             neg_weight: [B, N] or [B].
+            self_ref: [B, G', *S], an independent second generated batch that repels in place of `gen` itself.
 
         Raises:
             ValueError: samples that do not share B and *S, or an encoder that returns anything but {key: [K, F, D]}.
         """
-        for name, block in (("pos", pos), ("neg", neg)):
+        for name, block in (("pos", pos), ("neg", neg), ("self_ref", self_ref)):
             if block is not None and (block.shape[0] != gen.shape[0] or block.shape[2:] != gen.shape[2:]):
                 raise ValueError(
                     f"{name} must be [B, K, *S] with B={gen.shape[0]}, S={tuple(gen.shape[2:])} "
@@ -116,6 +129,7 @@ class FeatureDriftLoss(nn.Module):
         with torch.no_grad():
             pos_features = self._problems(pos)
             neg_features = {} if neg is None else self._problems(neg)
+            self_features = {} if self_ref is None else self._problems(self_ref)
         terms = {}
         for key, features in gen_features.items():
             locations = features.shape[0] // gen.shape[0]
@@ -124,6 +138,7 @@ class FeatureDriftLoss(nn.Module):
                 pos_features[key],
                 neg_features.get(key),
                 neg_weight=None if neg_weight is None else neg_weight.repeat_interleave(locations, dim=0),
+                self_ref=self_features.get(key),
             )
         return terms
 

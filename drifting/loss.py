@@ -239,6 +239,6 @@ def _weight(name: str, weight: Tensor | None, block: Tensor) -> Tensor:
     if weight.device.type == "cpu":
         if not valid.all():
             raise ValueError(f"{message}, got {weight[~valid][0].item()}")
-    elif weight.device.type != "meta":
+    else:
         torch._assert_async(valid.all(), message)
     return weight if weight.ndim == 2 else weight[:, None].expand(shape)

@@ -36,13 +36,20 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True)
-class Coupling:
-    """Coefficients of one field at one temperature, and what tells whether the kernel sees anything."""
+class Contact:
+    """What tells whether the kernel sees anything at one temperature."""
 
-    coefficients: Tensor  # [B, G, M]  signed
     positive_mass: Tensor  # []  mean over generated samples of their summed affinity to positives
     negative_mass: Tensor  # []  the same to generated samples and extra negatives
     floor_share: Tensor  # []  share of affinities that stand on the field's floor; 0 for a field without one
+
+
+@dataclass(frozen=True, slots=True)
+class Coupling:
+    """Coefficients of one field at one temperature."""
+
+    coefficients: Tensor  # [B, G, M]  signed
+    contact: Contact
 
 
 class Field(Protocol):

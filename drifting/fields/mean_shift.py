@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drifting.fields.field import Columns, Coupling, self_pairs
+from drifting.fields.field import Columns, Contact, Coupling, self_pairs
 from drifting.kernels import Kernel, laplacian
 
 Affinity = Callable[[Tensor], Tensor]
@@ -84,4 +84,5 @@ class MeanShift:
         positive_sum = positive.sum(-1, keepdim=True)  # [B, G, 1]
         pull = positive * (self.attraction * negative_sum)
         push = negative * (-self.repulsion * positive_sum)
-        return Coupling(torch.cat([push, pull], dim=-1), positive_sum.mean(), negative_sum.mean(), floor_share)
+        contact = Contact(positive_sum.mean(), negative_sum.mean(), floor_share)
+        return Coupling(torch.cat([push, pull], dim=-1), contact)

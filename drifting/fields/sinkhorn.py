@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drifting.fields.field import Columns, Coupling
+from drifting.fields.field import Columns, Contact, Coupling
 
 
 def half_squared_distance(distance: Tensor) -> Tensor:
@@ -80,12 +80,8 @@ class Sinkhorn:
         _check_mass("pos_weight", positive_weight)
         push = transport_plan(negative_cost, negative_weight, temperature=temperature, iterations=self.iterations)
         pull = transport_plan(positive_cost, positive_weight, temperature=temperature, iterations=self.iterations)
-        return Coupling(
-            torch.cat([-push, pull], dim=-1),
-            positive_mass=pull.sum(-1).mean(),
-            negative_mass=push.sum(-1).mean(),
-            floor_share=distance.new_zeros(()),
-        )
+        contact = Contact(pull.sum(-1).mean(), push.sum(-1).mean(), floor_share=distance.new_zeros(()))
+        return Coupling(torch.cat([-push, pull], dim=-1), contact)
 
 
 def _check_mass(name: str, weight: Tensor) -> None:

@@ -1,0 +1,152 @@
+"""Draw Figures 3 and 4 of the paper: `python -m domains.toy.train [run.name=... run.seed=... key=value ...]`.
+
+The same command continues a stopped run; after the last step it only draws the figures again.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from domains.toy.config import DriftConfig, ToyConfig
+from domains.toy.coverage import covered_regions, energy_distance, region_shares
+from domains.toy.figures import TrainingPicture, save_particle_figure, save_training_figure
+from domains.toy.film import Film, geometric_steps
+from domains.toy.generator import PerTargetGenerator
+from domains.toy.particles import STARTS, drift_particles
+from domains.toy.results import Learnt, save_results, summary
+from domains.toy.targets import TARGETS, Target
+from drifting import DriftLoss, MeanShift
+from drifting.training.checkpoint import Checkpoint
+from drifting.training.command_line import command
+from drifting.training.ema import Ema
+from drifting.training.launch import prepare
+from drifting.training.metrics_log import MetricsLog, read_metrics
+from drifting.training.optimizer import build_optimizer, optimizer_step
+from drifting.training.random import seed_everything
+from drifting.training.run_dir import open_run
+from drifting.training.state import TrainState, every
+
+EVALUATED = 3000  # samples of each set behind the table's figures
+
+
+@command(ToyConfig, "toy", configs=Path(__file__).parents[2] / "configs")
+def main(config: ToyConfig) -> None:
+    """Both figures, their numbers, and where everything lies."""
+    run_dir = open_run(config.run, config)
+    device = prepare(config.run)
+
+    # Figure 4 first: its training is what may be interrupted. A checkpoint holds the random generators too, so that
+    # what is drawn after the training is the same when a finished run only draws its figures again.
+    generator, film = train(config, run_dir, device)
+    learnt = [evaluate(index, generator, config, run_dir, device) for index in range(len(TARGETS))]
+    pictures = [picture(index, film, config, run_dir) for index in range(len(TARGETS))]
+
+    # Figure 3: particles, no network.
+    field = MeanShift(floor=config.particles.floor)
+    tracks = [drift_particles(start, config.particles, field, config.run.seed) for start in STARTS]
+
+    files = save_particle_figure(run_dir, tracks) + save_training_figure(run_dir, pictures)
+    files.append(save_results(run_dir / "results.json", tracks, learnt))
+    print(summary(tracks, learnt))
+    print(*files, run_dir / "metrics.jsonl", run_dir / "checkpoints", sep="\n")
+
+
+def train(config: ToyConfig, run_dir: Path, device: torch.device) -> tuple[torch.nn.Module, Film]:
+    """Train one network per target, B = 2 drifting problems; returns the averaged weights and the film."""
+    seed_everything(config.run.seed)
+    generator = PerTargetGenerator(len(TARGETS), config.generator).to(device)
+    drift_loss = build_loss(config.drift)
+    optimizer = build_optimizer(generator, config.optim)
+    ema = Ema(generator, config.ema.decays, warmup=config.ema.warmup)
+    steps = config.run.steps
+    film = Film(draw_noise(config.film.points, config).to(device), geometric_steps(steps, config.film.frames))
+    state = TrainState()
+    checkpoint = Checkpoint(
+        run_dir, keep=config.checkpoint.keep, generator=generator, ema=ema, optimizer=optimizer, film=film, state=state
+    )
+    if checkpoint.load_latest() is None:
+        film.record(0, ema.model())
+
+    with MetricsLog(run_dir, total=steps, start=state.step, show=list(TARGETS)) as log:
+        while state.step < steps:
+            real = draw_real(config.drift.positives).to(device)
+            generated = generator(draw_noise(config.drift.generated, config).to(device))
+            terms = drift_loss.terms(generated, real)
+            # The sum: each network receives the gradient that it would receive alone.
+            grad_norm = optimizer_step(
+                terms.loss.sum(), generator, optimizer, config.optim, step=state.step, total_steps=steps
+            )
+            ema.update(generator)
+            state.step += 1
+            film.record(state.step, ema.model())
+            if every(config.log.every, state.step, last=steps):
+                drifts = dict(zip(TARGETS, terms.loss, strict=True))
+                log.write(state.step, {**drifts, "grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"]})
+            if every(config.checkpoint.every, state.step, last=steps):
+                checkpoint.save(state.step)
+    return ema.model(), film
+
+
+def build_loss(config: DriftConfig) -> DriftLoss:
+    """The notebook's loss, |V|^2 averaged over samples and coordinates.
+
+    Without normalisation the two problems stay independent, and the value of the loss falls as they are learnt.
+    """
+    field = MeanShift(floor=config.floor)
+    return DriftLoss((config.temperature,), field, normalize_features=False, normalize_drift=False)
+
+
+def draw_noise(num: int, config: ToyConfig) -> Tensor:
+    """Normal noise [B, num, Z]; on the CPU, so that every device draws the same."""
+    return torch.randn(len(TARGETS), num, config.generator.noise_dim)
+
+
+def draw_real(num: int) -> Tensor:
+    """Samples of every target, [B, num, 2]."""
+    return torch.stack([target.draw(num) for target in TARGETS.values()])
+
+
+@torch.no_grad()
+def evaluate(index: int, generator: torch.nn.Module, config: ToyConfig, run_dir: Path, device: torch.device) -> Learnt:
+    """Compare generated samples of the target at `index` with its data."""
+    name, target = list(TARGETS.items())[index]
+    generated = generator(draw_noise(EVALUATED, config).to(device))[index].cpu()
+    real, other = target.draw(EVALUATED), target.draw(EVALUATED)
+    return Learnt(
+        target=name,
+        steps=config.run.steps,
+        seconds=read_metrics(run_dir)[-1]["seconds"],
+        distance=energy_distance(generated, real),
+        distance_real=energy_distance(other, real),
+        covered=covered_regions(target, generated),
+        regions=target.num_regions,
+        inside=region_shares(target, generated).sum().item(),
+        inside_real=region_shares(target, real).sum().item(),
+    )
+
+
+def loss_between_real(target: Target, config: DriftConfig, repeats: int = 20) -> float:
+    """Loss of data against data in the training's batch sizes: what remains when the generator is perfect."""
+    gen = torch.stack([target.draw(config.generated) for _ in range(repeats)])
+    pos = torch.stack([target.draw(config.positives) for _ in range(repeats)])
+    return float(build_loss(config)(gen, pos))
+
+
+def picture(index: int, film: Film, config: ToyConfig, run_dir: Path) -> TrainingPicture:
+    """Gather what Fig. 4 shows of the target at `index`."""
+    name, target = list(TARGETS.items())[index]
+    lines = read_metrics(run_dir)
+    return TrainingPicture(
+        name=name,
+        data=target.draw(config.film.points),
+        frames=[frame[index] for frame in film.frames],
+        steps=film.steps,
+        loss_steps=[line["step"] for line in lines],
+        losses=[line[name] for line in lines],
+        loss_real=loss_between_real(target, config.drift),
+    )
+
+
+if __name__ == "__main__":
+    main()
