@@ -65,26 +65,36 @@ class Conditioning(nn.Module):
         Raises:
             ValueError: naming the argument, with the expected and the given shape or value.
         """
-        count = labels.shape[0] if labels.ndim else 0
-        if labels.ndim != 1 or labels.dtype != torch.int64:
-            raise ValueError(f"labels must be [K] int64, got {tuple(labels.shape)} {labels.dtype}")
-        if alpha.shape != (count,) or not alpha.is_floating_point():
-            raise ValueError(f"alpha must be [{count}] float to match labels, got {tuple(alpha.shape)} {alpha.dtype}")
-        if style is not None and (style.shape != (count, self.style_tokens) or style.dtype != torch.int64):
-            expected = f"[{count}, {self.style_tokens}] int64"
-            raise ValueError(f"style must be {expected} or None to draw it, got {tuple(style.shape)} {style.dtype}")
-        if torch.compiler.is_compiling():
-            return
-        _check_indices("labels", labels, self.num_classes)
+        check_condition(labels, alpha, self.num_classes)
         if style is not None:
+            if style.shape != (len(labels), self.style_tokens) or style.dtype != torch.int64:
+                expected = f"[{len(labels)}, {self.style_tokens}] int64"
+                raise ValueError(f"style must be {expected} or None to draw it, got {tuple(style.shape)} {style.dtype}")
             _check_indices("style", style, self.style_codes)
-        if alpha.device.type == "cpu" and not bool((alpha.isfinite() & (alpha >= 1)).all()):
-            raise ValueError(
-                f"alpha must be finite and >= 1 (1 is no guidance), got values in [{alpha.min()}, {alpha.max()}]"
-            )
+
+
+def check_condition(labels: Tensor, alpha: Tensor, num_classes: int) -> None:
+    """Refuse labels [K] and guidance scales [K] of wrong shape or type, and on the CPU wrong values.
+
+    Raises:
+        ValueError: naming the argument, with the expected and the given shape or value.
+    """
+    if labels.ndim != 1 or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be [K] int64, got {tuple(labels.shape)} {labels.dtype}")
+    if alpha.shape != labels.shape or not alpha.is_floating_point():
+        raise ValueError(f"alpha must be [{len(labels)}] float to match labels, got {tuple(alpha.shape)} {alpha.dtype}")
+    _check_indices("labels", labels, num_classes)
+    if torch.compiler.is_compiling() or alpha.device.type != "cpu":
+        return
+    if not bool((alpha.isfinite() & (alpha >= 1)).all()):
+        raise ValueError(
+            f"alpha must be finite and >= 1 (1 is no guidance), got values in [{alpha.min()}, {alpha.max()}]"
+        )
 
 
 def _check_indices(name: str, indices: Tensor, size: int) -> None:
-    if indices.device.type == "cpu" and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
+    if torch.compiler.is_compiling() or indices.device.type != "cpu" or not indices.numel():
+        return
+    if not 0 <= int(indices.min()) <= int(indices.max()) < size:
         span = f"[{int(indices.min())}, {int(indices.max())}]"
         raise ValueError(f"{name} must lie in 0..{size - 1}, got values in {span}")

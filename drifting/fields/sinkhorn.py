@@ -50,38 +50,80 @@ def transport_plan(cost: Tensor, weight: Tensor, *, temperature: float, iteratio
 class Sinkhorn:
     """Sinkhorn field; needs `self_ref`, an independent second generated batch.
 
-    Extra negatives join the second batch as one measure: `neg_weight` is their mass per sample relative to one
-    generated sample, so training-time guidance keeps its meaning (repulsion from (1 - gamma) q + gamma p_uncond).
+    Extra negatives guide. A transport plan to them would carry every sample off by the distance between the two
+    distributions, wherever it stands; instead a sample climbs the probability that it is a positive and not an extra
+    negative, by kernel density: it moves only where the two meet.
+
+        V_i += m (mean of positives near x_i - mean of everything near x_i) = m tau_g grad log p(positive | x_i)
+
+    m is the mass of extra negatives over that of the second batch: alpha - 1 by `guidance_weight`, 0 without guidance.
 
     Args:
         iterations: Sinkhorn sweeps per plan.
         cost: distance -> cost; in units where the mean distance is 1 when features are normalised.
+        guidance_temperature: tau_g of the density's kernel exp(-cost / tau_g).
     """
 
     iterations: int = 20
     cost: Callable[[Tensor], Tensor] = half_squared_distance
+    guidance_temperature: float = 0.05
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"Sinkhorn: iterations must be >= 1, got {self.iterations}")
+        if not 0 < self.guidance_temperature < float("inf"):
+            raise ValueError(f"Sinkhorn: guidance_temperature must be finite and > 0, got {self.guidance_temperature}")
 
     def __call__(self, distance: Tensor, columns: Columns, *, temperature: float) -> Coupling:
-        """Coefficients [B, G, M]; see the module's formula."""
+        """Coefficients [B, G, M]; see the formulas of module and class."""
         if columns.self_is_gen:
             raise ValueError(
                 "Sinkhorn needs self_ref [B, G', D], an independent second generated batch; got none "
                 "(at low temperature the plan of a batch to itself is the identity, and nothing repels)"
             )
-        cost = self.cost(distance)
-        split = [columns.num_negative, columns.num_pos]
-        negative_weight, positive_weight = torch.split(columns.weight, split, dim=-1)
-        negative_cost, positive_cost = torch.split(cost, split, dim=-1)
-        _check_mass("gen_weight and neg_weight together", negative_weight)
-        _check_mass("pos_weight", positive_weight)
-        push = transport_plan(negative_cost, negative_weight, temperature=temperature, iterations=self.iterations)
-        pull = transport_plan(positive_cost, positive_weight, temperature=temperature, iterations=self.iterations)
+        split = [columns.num_self, columns.num_neg, columns.num_pos]
+        self_weight, neg_weight, pos_weight = torch.split(columns.weight, split, dim=-1)
+        self_cost, neg_cost, pos_cost = torch.split(self.cost(distance), split, dim=-1)
+        _check_mass("gen_weight", self_weight)
+        _check_mass("pos_weight", pos_weight)
+        push = transport_plan(self_cost, self_weight, temperature=temperature, iterations=self.iterations)
+        pull = transport_plan(pos_cost, pos_weight, temperature=temperature, iterations=self.iterations)
+        blocks = [-push, pull]
+        if columns.num_neg:
+            strength = neg_weight.sum(-1) / self_weight.sum(-1)  # [B]
+            away, towards = density_guidance(
+                neg_cost, neg_weight, pos_cost, pos_weight, temperature=self.guidance_temperature
+            )
+            strength = strength[:, None, None]
+            blocks = [-push, strength * away, pull + strength * towards]
         contact = Contact(pull.sum(-1).mean(), push.sum(-1).mean(), floor_share=distance.new_zeros(()))
-        return Coupling(torch.cat([-push, pull], dim=-1), contact)
+        return Coupling(torch.cat(blocks, dim=-1), contact)
+
+
+def density_guidance(
+    neg_cost: Tensor, neg_weight: Tensor, pos_cost: Tensor, pos_weight: Tensor, *, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Coefficients of tau grad log p(positive | x), by kernel densities exp(-cost / tau) of equal prior.
+
+    Args:
+        neg_cost: [B, G, N].
+        neg_weight: [B, N]; a problem without any has no guidance.
+        pos_cost: [B, G, P].
+        pos_weight: [B, P].
+        temperature: tau.
+
+    Returns:
+        Of extra negatives [B, G, N] and of positives [B, G, P]; together every row sums to zero, and is zero where a
+        sample sees positives alone.
+    """
+    tiny = torch.finfo(neg_cost.dtype).tiny
+    densities = [
+        cost * (-1.0 / temperature) + (weight / weight.sum(-1, keepdim=True).clamp(min=tiny)).log()[:, None, :]
+        for cost, weight in ((neg_cost, neg_weight), (pos_cost, pos_weight))
+    ]
+    share = torch.cat(densities, dim=-1).softmax(dim=-1)
+    away, towards = torch.split(share, [neg_cost.shape[-1], pos_cost.shape[-1]], dim=-1)
+    return -away, densities[1].softmax(dim=-1) - towards
 
 
 def _check_mass(name: str, weight: Tensor) -> None:

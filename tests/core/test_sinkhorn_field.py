@@ -74,17 +74,18 @@ def test_plan_tends_to_the_optimal_assignment_at_low_temperature(seed):
 
 @pytest.mark.parametrize("with_negatives", [False, True])
 def test_field_is_minus_the_gradient_of_the_entropic_costs(with_negatives):
-    """V_i = -G d/dx_i [OT_eps(x, y) - OT_eps(x, x')]; extra negatives share the measure x' by their weight."""
+    """V_i = -G d/dx_i [OT_eps(x, y) - OT_eps(x, x')], and with extra negatives + m tau d/dx_i log p(positive | x_i)."""
     x, y, ref, neg = clouds(5, 7, 6, 3)
-    epsilon = 0.4
+    epsilon, tau = 0.4, 0.7
     weight = torch.tensor([[0.2, 1.5, 0.7], [1.0, 0.4, 3.0]], dtype=torch.float64)
-    negatives, mass = ref, torch.ones(2, 6, dtype=torch.float64)
-    if with_negatives:
-        negatives, mass = torch.cat([ref, neg], dim=1), torch.cat([mass, weight], dim=1)
     x.requires_grad_()
-    uniform = torch.full((2, 7), 1 / 7, dtype=torch.float64)
-    repulsion = entropic_cost(x, negatives, mass / mass.sum(-1, keepdim=True), epsilon)
-    value = (entropic_cost(x, y, uniform, epsilon) - repulsion).sum()
+    uniform, uniform_ref = (torch.full((2, n), 1 / n, dtype=torch.float64) for n in (7, 6))
+    value = (entropic_cost(x, y, uniform, epsilon) - entropic_cost(x, ref, uniform_ref, epsilon)).sum()
+    if with_negatives:
+        positive = (-cost(x, y) / tau).exp().mean(-1)  # [B, G]
+        unconditional = (weight[:, None] * (-cost(x, neg) / tau).exp()).sum(-1) / weight.sum(-1, keepdim=True)
+        strength = weight.sum(-1, keepdim=True) / 6
+        value = value - (strength * tau / 5 * (positive / (positive + unconditional)).log()).sum()
     (slope,) = torch.autograd.grad(value, x)
 
     drift = drift_field(
@@ -94,7 +95,7 @@ def test_field_is_minus_the_gradient_of_the_entropic_costs(with_negatives):
         neg_weight=weight if with_negatives else None,
         self_ref=ref,
         temperature=epsilon,
-        field=Sinkhorn(iterations=3000),
+        field=Sinkhorn(iterations=3000, guidance_temperature=tau),
     )
     torch.testing.assert_close(drift, -5 * slope, rtol=1e-8, atol=1e-10)
 
@@ -133,6 +134,8 @@ def test_refused_without_a_second_batch():
 def test_refused_without_an_iteration():
     with pytest.raises(ValueError, match="iterations must be >= 1, got 0"):
         Sinkhorn(iterations=0)
+    with pytest.raises(ValueError, match="guidance_temperature must be finite and > 0, got 0"):
+        Sinkhorn(guidance_temperature=0)
 
 
 def test_refused_without_mass():
@@ -140,6 +143,18 @@ def test_refused_without_mass():
     nothing, one = torch.tensor([1.0, 0.0]), torch.ones(2)
     with pytest.raises(ValueError, match=r"pos_weight must be > 0 somewhere.*problems \[1\]"):
         drift_field(x, p, self_ref=q, pos_weight=nothing, field=Sinkhorn())
-    with pytest.raises(ValueError, match="gen_weight and neg_weight together must be > 0"):
-        drift_field(x, p, u, self_ref=q, gen_weight=nothing, neg_weight=nothing, field=Sinkhorn())
-    assert torch.isfinite(drift_field(x, p, u, self_ref=q, gen_weight=nothing, neg_weight=one, field=Sinkhorn())).all()
+    with pytest.raises(ValueError, match=r"gen_weight must be > 0 somewhere.*problems \[1\]"):
+        drift_field(x, p, u, self_ref=q, gen_weight=nothing, neg_weight=one, field=Sinkhorn())
+
+
+def test_guidance_is_off_at_weight_zero_and_pushes_towards_what_only_positives_have():
+    x, p, q = clouds(4, 5, 6)
+    without = drift_field(x, p, self_ref=q, field=Sinkhorn())
+    off = drift_field(x, p, p + 1, self_ref=q, neg_weight=torch.zeros(2), field=Sinkhorn())
+    torch.testing.assert_close(off, without, rtol=0, atol=1e-13)
+    one = torch.zeros(1, 2, 1, dtype=torch.float64)  # both samples at 0, a positive at 1, an extra negative at -1
+    guided = drift_field(
+        one, one[:, :1] + 1, one[:, :1] - 1, self_ref=one, field=Sinkhorn(), neg_weight=torch.full((1,), 4.0)
+    )
+    # transport +1; guidance: m = 4 / 2, share 1/2 of each, (1 - 1/2) 1 - 1/2 (-1) = 1
+    torch.testing.assert_close(guided, torch.full_like(one, 3.0), rtol=1e-6, atol=0)

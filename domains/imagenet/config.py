@@ -1,0 +1,150 @@
+"""Configuration of image training: the shared sections and this domain's own. Defaults are the paper's (Table 8)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from domains.imagenet.generator import DiTGenerator, GeneratorConfig
+from domains.imagenet.mlp_generator import MlpConfig, MlpGenerator
+from drifting import DriftLoss, GuidanceRange, MeanShift, Sinkhorn
+from drifting.training.config import CheckpointConfig, EmaConfig, LogConfig, OptimConfig, RunConfig, require
+
+OneStepGenerator = DiTGenerator | MlpGenerator
+"""(noise [K, C, H, W], labels [K], alpha [K]) -> samples [K, C, H, W]."""
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@dataclass
+class GeneratorSection:
+    """Which generator, and its shape; the section of the other kind has no effect."""
+
+    kind: str = "dit"
+    dit: GeneratorConfig = field(default_factory=GeneratorConfig)
+    mlp: MlpConfig = field(default_factory=MlpConfig)
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("dit", "mlp"), "generator.kind", "dit or mlp", self.kind)
+
+    def build(self) -> OneStepGenerator:
+        """A new generator with fresh weights."""
+        return DiTGenerator(self.dit) if self.kind == "dit" else MlpGenerator(self.mlp)
+
+
+@dataclass
+class EncoderSection:
+    """Feature space of the loss: the pixels alone, or a masked auto-encoder's features and the pixels."""
+
+    kind: str = "mae"
+    run: str = ""  # run directory of `python -m domains.imagenet.pretrain_mae`
+    patch_sizes: list[int] = field(default_factory=lambda: [2, 4])
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("pixels", "mae"), "encoder.kind", "pixels or mae", self.kind)
+
+
+@dataclass
+class DriftSection:
+    """The loss and the size of its problems: G = num_generated, P = num_positive, N = num_unconditional.
+
+    "mean_shift" is the paper's field, one problem per class: B = classes_per_step. "sinkhorn" needs a second generated
+    batch: two problems per class, B = 2 classes_per_step, each the other's second batch.
+    """
+
+    temperatures: list[float] = field(default_factory=lambda: [0.02, 0.05, 0.2])
+    field: str = "mean_shift"
+    floor: float = 1e-3  # of mean_shift
+    classes_per_step: int = 64
+    num_generated: int = 64
+    num_positive: int = 64
+    num_unconditional: int = 16
+
+    def __post_init__(self) -> None:
+        require(self.field in ("mean_shift", "sinkhorn"), "drift.field", "mean_shift or sinkhorn", self.field)
+        require(self.classes_per_step >= 1, "drift.classes_per_step", "at least 1", self.classes_per_step)
+        expected = "at least 2 (a sample repels the others)"
+        require(self.num_generated >= 2, "drift.num_generated", expected, self.num_generated)
+        require(self.num_positive >= 1, "drift.num_positive", "at least 1", self.num_positive)
+        require(self.num_unconditional >= 1, "drift.num_unconditional", "at least 1", self.num_unconditional)
+        self.build()
+
+    def build(self) -> DriftLoss:
+        """The drifting loss."""
+        return DriftLoss(self.temperatures, Sinkhorn() if self.twins else MeanShift(floor=self.floor))
+
+    @property
+    def twins(self) -> bool:
+        """Whether every class has two problems."""
+        return self.field == "sinkhorn"
+
+
+@dataclass
+class GuidanceSection:
+    """Guidance scales seen in training: p(alpha) ~ alpha^-power on [low, high], and 1 with `off_probability`."""
+
+    low: float = 1.0
+    high: float = 4.0
+    power: float = 3.0
+    off_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.build()
+
+    def build(self) -> GuidanceRange:
+        """The distribution."""
+        return GuidanceRange(self.low, self.high, self.power, self.off_probability)
+
+
+@dataclass
+class QueueSection:
+    """Real samples kept for each class and for all classes together, and pushed per step (paper A.8)."""
+
+    per_class: int = 128
+    unconditional: int = 1000
+    push_per_step: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("per_class", "unconditional", "push_per_step"):
+            require(getattr(self, name) >= 1, f"queue.{name}", "at least 1", getattr(self, name))
+
+
+@dataclass
+class EvalSection:
+    """The report at the end: guidance scales, samples per class, judges, and the split they are held against."""
+
+    alphas: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.0])
+    samples_per_class: int = 500
+    judges: int = 3
+    split: str = "test"  # validation while settings are being chosen
+
+    def __post_init__(self) -> None:
+        valid = len(self.alphas) > 0 and all(1 <= alpha < float("inf") for alpha in self.alphas)
+        require(valid, "eval.alphas", "one or more guidance scales >= 1", self.alphas)
+        require(self.samples_per_class >= 1, "eval.samples_per_class", "at least 1", self.samples_per_class)
+        require(self.judges >= 1, "eval.judges", "at least 1", self.judges)
+        require(self.split in ("validation", "test"), "eval.split", "validation or test", self.split)
+
+
+@dataclass
+class ImagenetConfig:
+    """Everything that `python -m domains.imagenet.train` needs."""
+
+    run: RunConfig
+    generator: GeneratorSection = field(default_factory=GeneratorSection)
+    encoder: EncoderSection = field(default_factory=EncoderSection)
+    drift: DriftSection = field(default_factory=DriftSection)
+    guidance: GuidanceSection = field(default_factory=GuidanceSection)
+    queue: QueueSection = field(default_factory=QueueSection)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    eval: EvalSection = field(default_factory=EvalSection)
+
+    def __post_init__(self) -> None:
+        given = self.encoder.kind == "pixels" or self.encoder.run != ""
+        require(given, "encoder.run", "the run directory of a pre-trained auto-encoder", self.encoder.run)
+        expected = f"at least drift.num_positive = {self.drift.num_positive}"
+        require(self.queue.per_class >= self.drift.num_positive, "queue.per_class", expected, self.queue.per_class)
+        expected = f"at least drift.num_unconditional = {self.drift.num_unconditional}"
+        enough = self.queue.unconditional >= self.drift.num_unconditional
+        require(enough, "queue.unconditional", expected, self.queue.unconditional)

@@ -1,0 +1,179 @@
+"""The four commands as a user runs them, on a few steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from domains.imagenet import evaluate, judge, pretrain_mae, sample, train
+from domains.imagenet.config import ImagenetConfig
+from domains.imagenet.evaluate import EvaluateConfig
+from domains.imagenet.pretrain_mae import MaeTrainingConfig
+from domains.imagenet.sample import SampleConfig
+from drifting.training.checkpoint import load_entries
+from drifting.training.config import typed
+from drifting.training.errors import CheckpointError, RunDirError, TrainingError
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def quick_judges(monkeypatch):
+    monkeypatch.setattr(judge, "STEPS", 3)
+
+
+def run_command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", f"domains.imagenet.{module}", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def small_config(root: Path, **run) -> ImagenetConfig:
+    settings = {
+        "run": {"name": "small", "steps": 4, "root": str(root)} | run,
+        "generator": {"kind": "mlp", "mlp": {"hidden": 32}},
+        "encoder": {"kind": "pixels"},
+        "drift": {"classes_per_step": 10, "num_generated": 8, "num_positive": 8, "floor": 0.0},
+        "queue": {"per_class": 20, "unconditional": 50},
+        "checkpoint": {"every": 2},
+        "log": {"every": 1},
+        "eval": {"alphas": [1.0, 2.0], "samples_per_class": 120, "judges": 1},
+    }
+    return typed(settings, ImagenetConfig)
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    generator = small_config(run_dir.parent).generator.build()
+    load_entries(run_dir, generator=generator)
+    return generator.state_dict()
+
+
+def test_training_writes_what_it_promises_and_reports(tmp_path, capsys):
+    train.main.__wrapped__(small_config(tmp_path))
+    run_dir = tmp_path / "small"
+    for name in ("samples_alpha_1.png", "samples_alpha_2.png", "real_and_generated.png", "curves.png"):
+        assert Image.open(run_dir / name).size[0] > 100
+    rows = json.loads((run_dir / "metrics.json").read_text())["rows"]
+    assert list(rows) == ["training images", "alpha 1", "alpha 2"]
+    assert rows["training images"]["FD(judge) / real"] == 1
+    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 4
+    printed = capsys.readouterr().out
+    assert "FD(judge) / real" in printed
+    assert str(run_dir) in printed
+
+    # The other two commands on the same run.
+    sample.main.__wrapped__(SampleConfig(run=str(run_dir), alpha=1.5, classes=[3, 7], per_class=2))
+    names = sorted(path.name for path in (run_dir / "samples").iterdir())
+    assert names == ["00000_class3.png", "00001_class3.png", "00002_class7.png", "00003_class7.png", "sheet.png"]
+    (run_dir / "metrics.json").unlink()
+    evaluate.main.__wrapped__(EvaluateConfig(run=str(run_dir), eval=small_config(tmp_path).eval))
+    again = json.loads((run_dir / "metrics.json").read_text())["rows"]
+    assert again == rows
+
+
+def test_a_run_stopped_half_way_ends_with_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "report", lambda *_: None)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    train.main.__wrapped__(small_config(whole))
+
+    save = train.Checkpoint.save
+
+    def save_then_stop(checkpoint, step):
+        save(checkpoint, step)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Checkpoint, "save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.main.__wrapped__(small_config(halves))
+    monkeypatch.setattr(train.Checkpoint, "save", save)
+    train.main.__wrapped__(small_config(halves))
+
+    expected, continued = weights(whole / "small"), weights(halves / "small")
+    assert all(torch.equal(expected[name], continued[name]) for name in expected)
+
+
+def test_features_need_a_finished_auto_encoder_and_train_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "report", lambda *_: None)
+    config = small_config(tmp_path)
+    config.encoder.kind, config.encoder.run = "mae", str(tmp_path / "mae")
+    with pytest.raises(TrainingError, match=r"does not exist. Pre-train it first: python -m domains.imagenet.pretrain"):
+        train.main.__wrapped__(config)
+    assert not (tmp_path / "small").exists()
+
+    settings = {
+        "run": {"name": "mae", "steps": 6, "root": str(tmp_path)},
+        "mae": {"channels": 1, "base_channels": 8, "blocks": [1, 1], "max_groups": 2, "num_classes": 10},
+        "optim": {"lr": 1e-3},
+        "checkpoint": {"every": 2},
+        "batch": 32,
+        "classification_steps": 3,
+    }
+    mae_config = typed(settings, MaeTrainingConfig)
+    assert [mae_config.weight_at(step) for step in range(6)] == pytest.approx([0, 0, 0, 0, 0.1, 0.1])
+    pretrain_mae.main.__wrapped__(mae_config)
+    train.main.__wrapped__(config)
+    assert (tmp_path / "small" / "curves.png").exists()
+
+    newest = tmp_path / "mae" / "checkpoints" / "step_00000006.pt"
+    newest.unlink()
+    with pytest.raises(TrainingError, match="stopped at step 4 of 6"):
+        train.main.__wrapped__(config)
+
+
+def test_commands_refuse_what_is_no_run(tmp_path):
+    with pytest.raises(RunDirError, match="is not a run directory"):
+        sample.main.__wrapped__(SampleConfig(run=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"alpha must be a guidance scale >= 1"):
+        SampleConfig(run="x", alpha=0.5)
+    with pytest.raises(ValueError, match=r"classes must be one or more labels in 0\.\.9, got \[3, 12\]"):
+        SampleConfig(run="x", classes=[3, 12])
+
+
+def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "report", lambda *_: None)
+    train.main.__wrapped__(small_config(tmp_path))
+    newest = tmp_path / "small" / "checkpoints" / "step_00000004.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"step_00000004\.pt"):
+        train.main.__wrapped__(small_config(tmp_path))
+    assert newest.exists()
+    assert (newest.parent / "step_00000002.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"drift": {"num_generated": 1}}, r"drift.num_generated must be at least 2 .*, got 1"),
+        ({"drift": {"temperatures": [0.1, -1]}}, r"temperatures must be finite and > 0"),
+        ({"guidance": {"low": 0.5}}, r"1 <= low <= high"),
+        (
+            {"encoder": {"kind": "pixels"}, "queue": {"per_class": 3}},
+            r"queue.per_class must be at least drift.num_positive = 64, got 3",
+        ),
+        ({"encoder": {"kind": "mae"}}, r"encoder.run must be the run directory"),
+        ({"drift": {"floors": 0.1}}, r"floors"),
+    ],
+)
+def test_configs_refuse_nonsense(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        typed({"run": {"name": "x", "steps": 1}} | overrides, ImagenetConfig)
+
+
+def test_the_command_line_runs_an_experiment_and_refuses_a_typo(tmp_path):
+    small = ["generator.mlp.hidden=32", "drift.num_generated=8", "eval.judges=1", "eval.alphas=[1.0]", "run.steps=2"]
+    done = run_command("train", "run.name=mine", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "mine" / "metrics.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]  # no hydra litter
+    other = run_command("train", "run.name=mine", *small, "run.seed=5", cwd=tmp_path)
+    assert other.returncode == 1
+    assert "run.seed: 0 -> 5" in other.stderr
+    typo = run_command("train", "optim.learning_rate=1", cwd=tmp_path)
+    assert typo.returncode == 1
+    assert "learning_rate" in typo.stderr
