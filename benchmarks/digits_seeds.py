@@ -31,7 +31,8 @@ def train(experiment: str, seed: int, root: Path, overrides: list[str]) -> dict:
 
 
 def commit() -> str:
-    state = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    state = subprocess.run(command, capture_output=True, text=True, check=True)
     return state.stdout.strip()
 
 

@@ -112,7 +112,7 @@ class EvalSection:
     """The report at the end: guidance scales, samples per class, judges, and the split they are held against."""
 
     alphas: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.0])
-    samples_per_class: int = 500
+    samples_per_class: int = 5000  # 50k in all, as for an FID
     judges: int = 3
     split: str = "test"  # validation while settings are being chosen
 

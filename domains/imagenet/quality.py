@@ -9,8 +9,9 @@
     nearest     median distance to the nearest training image; far below that of held-out images: memorising
 
 A set of training images is one estimate of the data distribution, a generator another: fd takes all samples there are
-(5000 by default), so that a generator that equals its training set scores what the training set scores. fd_matched and
-recall depend on the number of samples: they are means over draws of as many of every class as training images.
+(50k by default), so that a generator that equals its training set scores what the training set scores. fd_matched is a
+mean over draws of as many samples of every class as training images. recall depends on the number too: it is a mean
+over draws of as many as held-out images, the equal numbers of its authors' protocol.
 """
 
 from collections.abc import Sequence
@@ -107,13 +108,14 @@ def measure(data: LabelledImages, held_out: LabelledImages, train: LabelledImage
     features = [(judge.features(data.images), judge.features(held_out.images)) for judge in judges]
     correct = torch.stack([judge(data.images).argmax(1) == data.labels for judge in judges])  # [J, K]
     generator = torch.Generator().manual_seed(0)
-    draws = [class_matched(data, train, generator) for _ in range(DRAWS)]
+    like_train = [class_matched(data, train, generator) for _ in range(DRAWS)]
+    like_held_out = [class_matched(data, held_out, generator) for _ in range(DRAWS)]
     return Quality(
         fd=mean(frechet_distance(ours, theirs) for ours, theirs in features),
-        fd_matched=mean(frechet_distance(ours[draw], theirs) for ours, theirs in features for draw in draws),
+        fd_matched=mean(frechet_distance(ours[draw], theirs) for ours, theirs in features for draw in like_train),
         accuracy=float(correct.float().mean()),
         std=within_class_std(data),
         precision=inside_balls(pixels, held_out_pixels),
-        recall=mean(inside_balls(held_out_pixels, pixels[draw]) for draw in draws),
+        recall=mean(inside_balls(held_out_pixels, pixels[draw]) for draw in like_held_out),
         nearest=median_nearest(pixels, train.images.flatten(1)),
     )
