@@ -34,12 +34,12 @@ class Judge(nn.Module):
         self.head = nn.Linear(2 * width, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """[K, 1, 8, 8] -> [K, 64]."""
-        return self.body(images)
+        """[K, 1, 8, 8] -> [K, 64], in parts that fit a cache."""
+        return torch.cat([self.body(part) for part in images.split(1000)])
 
     def forward(self, images: Tensor) -> Tensor:
         """Class logits, [K, 1, 8, 8] -> [K, C]."""
-        return self.head(self.body(images))
+        return self.head(self.features(images))
 
 
 def augmented(

@@ -106,14 +106,14 @@ def measure(data: LabelledImages, held_out: LabelledImages, train: LabelledImage
     """
     pixels, held_out_pixels = data.images.flatten(1), held_out.images.flatten(1)
     features = [(judge.features(data.images), judge.features(held_out.images)) for judge in judges]
-    correct = torch.stack([judge(data.images).argmax(1) == data.labels for judge in judges])  # [J, K]
+    choices = [judge.head(ours).argmax(1) for judge, (ours, _) in zip(judges, features, strict=True)]
     generator = torch.Generator().manual_seed(0)
     like_train = [class_matched(data, train, generator) for _ in range(DRAWS)]
     like_held_out = [class_matched(data, held_out, generator) for _ in range(DRAWS)]
     return Quality(
         fd=mean(frechet_distance(ours, theirs) for ours, theirs in features),
         fd_matched=mean(frechet_distance(ours[draw], theirs) for ours, theirs in features for draw in like_train),
-        accuracy=float(correct.float().mean()),
+        accuracy=mean(float((choice == data.labels).float().mean()) for choice in choices),
         std=within_class_std(data),
         precision=inside_balls(pixels, held_out_pixels),
         recall=mean(inside_balls(held_out_pixels, pixels[draw]) for draw in like_held_out),
