@@ -26,7 +26,7 @@ lint: $(INSTALLED)
 # The stamp is written last: an interrupted installation is repeated, a finished one is not.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "drifting needs Python 3.11 or newer; set PYTHON=python3.12 or the like")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[imagenet,dev]'
 	touch $@
 

@@ -150,7 +150,7 @@ def drift_field(
         temperature: kernel width tau, in the unit of the samples.
         field: rule that turns distances into attraction and repulsion.
         mask_self: overrides the `mask_self` of a `MeanShift` field.
-        gen_weight: [B, G] or [B].
+        gen_weight: [B, G] ([B, G'] with `self_ref`) or [B].
         pos_weight: [B, P] or [B].
         neg_weight: [B, N] or [B].
         self_ref: [B, G', D].

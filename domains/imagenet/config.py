@@ -36,7 +36,9 @@ class EncoderSection:
 
     kind: str = "mae"
     run: str = ""  # run directory of `python -m domains.imagenet.pretrain_mae`
+    maps: list[str] = field(default_factory=list)  # encoder maps by name; empty: those of the released code
     patch_sizes: list[int] = field(default_factory=lambda: [2, 4])
+    input_norm: bool = True
 
     def __post_init__(self) -> None:
         require(self.kind in ("pixels", "mae"), "encoder.kind", "pixels or mae", self.kind)

@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 
 from domains.imagenet.config import CONFIGS, EvalSection, OneStepGenerator
-from domains.imagenet.digits import NUM_CLASSES, LabelledImages, digits_splits
+from domains.imagenet.digits import NUM_CLASSES, DigitsSplits, LabelledImages, digits_splits
 from domains.imagenet.judge import train_judge
 from domains.imagenet.pictures import save_comparison, save_sheet
 from domains.imagenet.quality import Quality, measure, median_nearest
 from domains.imagenet.sampling import generate, load_generator
 from drifting.training.atomic_file import replace_text
 from drifting.training.command_line import command
+from drifting.training.errors import ConfigError
 
 JUDGE_SEED = 1001  # of the first judge: no run's own seed
 SAMPLE_SEED = 99
@@ -43,8 +44,9 @@ def report(run_dir: Path, section: EvalSection) -> dict[str, dict[str, float]]:
     torch.set_num_threads(1)  # judges are tiny: threads cost more than they bring
     _, generator, step = load_generator(run_dir)
     splits = digits_splits()
+    check_enough_samples(section, splits)
     held_out = getattr(splits, section.split)
-    print(f"evaluating step {step} on {len(held_out)} {section.split} images, {section.judges} judges in training ...")
+    print(f"evaluating step {step} on {len(held_out)} {section.split} images; training {section.judges} judges ...")
     judges = [train_judge(splits.train, JUDGE_SEED + index) for index in range(section.judges)]
 
     qualities = {"training images": measure(splits.train, held_out, splits.train, judges)}
@@ -68,6 +70,7 @@ def report(run_dir: Path, section: EvalSection) -> dict[str, dict[str, float]]:
         "step": step,
         "split": section.split,
         "judges": section.judges,
+        "samples": len(labels),
         "samples_per_second": speed,
         "rows": rows,
         "absolute": {name: asdict(quality) for name, quality in qualities.items()},
@@ -78,6 +81,16 @@ def report(run_dir: Path, section: EvalSection) -> dict[str, dict[str, float]]:
     print(f"everything lies in {run_dir}: metrics.json, samples_alpha_*.png, real_and_generated.png, curves.png,")
     print("metrics.jsonl, tensorboard/, checkpoints/")
     return rows
+
+
+def check_enough_samples(section: EvalSection, splits: DigitsSplits) -> None:
+    """Refuse fewer samples per class than the largest class has training images: they are compared in equal numbers."""
+    least = int(splits.train.labels.bincount().max())
+    if section.samples_per_class < least:
+        raise ConfigError(
+            f"eval.samples_per_class must be at least {least}, the training images of the largest class, "
+            f"got {section.samples_per_class}"
+        )
 
 
 def relative_figures(quality: Quality, train: Quality, unseen_nearest: float) -> dict[str, float]:

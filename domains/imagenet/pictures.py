@@ -30,6 +30,11 @@ def sheet(images: Tensor, columns: int) -> np.ndarray:
     return np.kron(grey, np.ones((ENLARGE, ENLARGE), dtype=np.uint8))
 
 
+def save_image(path: Path, image: Tensor) -> None:
+    """Write one image [1, H, W] in [-1, 1] as it is: grey PNG of H x W pixels."""
+    Image.fromarray(((image[0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()).save(path)
+
+
 def save_sheet(path: Path, images: Tensor, columns: int = 10) -> None:
     """Write a sheet as PNG."""
     Image.fromarray(sheet(images, columns)).save(path)

@@ -61,8 +61,8 @@ class MaeTrainingConfig:
 @command(MaeTrainingConfig, "mae", configs=CONFIGS)
 def main(config: MaeTrainingConfig) -> None:
     """Train, checkpoint, and report held-out reconstruction."""
-    run_dir = open_run(config.run, config)
     device = prepare(config.run)
+    run_dir = open_run(config.run, config)
     seed_everything(config.run.seed)
     splits = digits_splits()
     mae = MaskedAutoencoder(config.mae).to(device)

@@ -2,7 +2,8 @@
 
     python -m domains.imagenet.sample run=runs/digits alpha=1.5 classes=[3,7] per_class=10 seed=1
 
-Writes one sheet and numbered PNG files into <run>/samples, or into out=<folder>.
+Writes one sheet, dark on white and enlarged, and the plain images as numbered PNG files into
+<run>/samples/alpha<alpha>_seed<seed>, or into out=<folder>.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 
 from domains.imagenet.config import CONFIGS
 from domains.imagenet.digits import NUM_CLASSES
-from domains.imagenet.pictures import save_sheet
+from domains.imagenet.pictures import save_image, save_sheet
 from domains.imagenet.sampling import generate, load_generator
 from drifting.training.command_line import command
 from drifting.training.config import require
@@ -42,15 +43,17 @@ class SampleConfig:
 def main(config: SampleConfig) -> None:
     """Write the sheet and the numbered images."""
     run_dir = Path(config.run)
-    _, generator, step = load_generator(run_dir)
+    trained, generator, step = load_generator(run_dir)
+    if config.alpha > trained.guidance.high:
+        print(f"note: alpha {config.alpha:g} is beyond the {trained.guidance.high:g} that training has seen")
     labels = torch.tensor(config.classes).repeat_interleave(config.per_class)
     images = generate(generator, labels, config.alpha, seed=config.seed, batch=config.batch)
 
-    out = Path(config.out) if config.out else run_dir / "samples"
+    out = Path(config.out) if config.out else run_dir / "samples" / f"alpha{config.alpha:g}_seed{config.seed}"
     out.mkdir(parents=True, exist_ok=True)
     save_sheet(out / "sheet.png", images, columns=config.per_class)
     for index, (label, image) in enumerate(zip(labels.tolist(), images, strict=True)):
-        save_sheet(out / f"{index:05d}_class{label}.png", image[None], columns=1)
+        save_image(out / f"{index:05d}_class{label}.png", image)
     print(f"{len(images)} images of step {step}, alpha {config.alpha:g}: {out}/sheet.png and {out}/*_class*.png")
 
 

@@ -22,7 +22,11 @@ def generate(generator: OneStepGenerator, labels: Tensor, alpha: float, *, seed:
     """
     device = next(generator.parameters()).device
     source = torch.Generator().manual_seed(seed)
-    inputs = [torch.randn(len(labels), *IMAGE_SHAPE, generator=source), labels, torch.full((len(labels),), alpha)]
+    inputs = [
+        torch.randn(len(labels), *IMAGE_SHAPE, generator=source),
+        labels,
+        torch.full((len(labels),), float(alpha)),
+    ]
     if isinstance(generator, DiTGenerator):
         style = generator.conditioning.draw_style(len(labels), torch.device("cpu"), source)
         inputs += [] if style is None else [style]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from domains.imagenet.config import CONFIGS, EncoderSection, ImagenetConfig
-from domains.imagenet.digits import NUM_CLASSES, digits_splits
+from domains.imagenet.digits import IMAGE_SHAPE, NUM_CLASSES, DigitsSplits, digits_splits
 from domains.imagenet.encoders import MaeFeatures, PixelFeatures
-from domains.imagenet.evaluate import report
+from domains.imagenet.evaluate import check_enough_samples, report
 from domains.imagenet.pictures import save_curves
 from domains.imagenet.pretrain_mae import load_mae
 from domains.imagenet.real_samples import RealSamples
@@ -23,6 +23,8 @@ from drifting import DriftTerms, FeatureDriftLoss, guidance_weight
 from drifting.training.checkpoint import Checkpoint
 from drifting.training.command_line import command
 from drifting.training.ema import Ema
+from drifting.training.errors import ConfigError
+from drifting.training.fingerprint import Fingerprint
 from drifting.training.launch import prepare
 from drifting.training.metrics_log import MetricsLog, read_metrics
 from drifting.training.optimizer import build_optimizer, optimizer_step
@@ -34,12 +36,12 @@ from drifting.training.state import TrainState, every
 @command(ImagenetConfig, "imagenet", configs=CONFIGS)
 def main(config: ImagenetConfig) -> None:
     """Train, checkpoint, and report at the end."""
+    # Everything that can refuse comes before the run directory: a start that fails leaves no trace.
     device = prepare(config.run)
-    encoder = build_encoder(config.encoder).to(device)  # before the run directory: a missing encoder leaves no trace
-    run_dir = open_run(config.run, config)
-    seed_everything(config.run.seed)
-
     splits = digits_splits()
+    check_fits(config, splits)
+    encoder = build_encoder(config.encoder).to(device)
+    seed_everything(config.run.seed)
     drift = config.drift
     real = RealSamples(
         splits.train,
@@ -55,8 +57,9 @@ def main(config: ImagenetConfig) -> None:
     optimizer = build_optimizer(generator, config.optim)
     drift_loss = FeatureDriftLoss(encoder, drift.build())
     guidance = config.guidance.build()
-
     state = TrainState()
+
+    run_dir = open_run(config.run, config, free="eval")
     checkpoint = Checkpoint(
         run_dir,
         keep=config.checkpoint.keep,
@@ -64,11 +67,14 @@ def main(config: ImagenetConfig) -> None:
         ema=ema,
         optimizer=optimizer,
         real=real,
+        encoder=Fingerprint(encoder),
         state=state,
     )
     checkpoint.load_latest()
 
     steps = config.run.steps
+    print(f"{len(splits.train)} training images, {steps - state.step} steps to go, into {run_dir}")
+    print("watch drift_rms and spread (generated / real, 1 is right): the loss is nearly constant by construction")
     with MetricsLog(run_dir, total=steps, start=state.step, show=["drift_rms", "spread"]) as log:
         while state.step < steps:
             real.push(config.queue.push_per_step)
@@ -95,11 +101,36 @@ def main(config: ImagenetConfig) -> None:
     report(run_dir, config.eval)
 
 
+def check_fits(config: ImagenetConfig, splits: DigitsSplits) -> None:
+    """Refuse a generator of another image shape or number of classes, more classes a step, too few samples to judge."""
+    shape = config.generator.dit if config.generator.kind == "dit" else config.generator.mlp
+    key = f"generator.{config.generator.kind}"
+    given = {"channels": shape.channels, "size": shape.size, "num_classes": shape.num_classes}
+    expected = {"channels": IMAGE_SHAPE[0], "size": IMAGE_SHAPE[1], "num_classes": NUM_CLASSES}
+    for name, value in expected.items():
+        if given[name] != value:
+            raise ConfigError(f"{key}.{name} must be {value} for the digits, got {given[name]}")
+    if config.drift.classes_per_step > NUM_CLASSES:
+        raise ConfigError(
+            f"drift.classes_per_step must be at most {NUM_CLASSES}, the number of classes, "
+            f"got {config.drift.classes_per_step}"
+        )
+    check_enough_samples(config.eval, splits)
+
+
 def build_encoder(section: EncoderSection) -> nn.Module:
     """Samples [K, C, H, W] -> {key: [K, F, D]}, frozen."""
     if section.kind == "pixels":
         return PixelFeatures()
-    return MaeFeatures(load_mae(Path(section.run)), patch_sizes=section.patch_sizes)
+    mae = load_mae(Path(section.run))
+    try:
+        encoder = MaeFeatures(
+            mae, maps=section.maps or None, patch_sizes=section.patch_sizes, input_norm=section.input_norm
+        )
+        encoder(torch.zeros(1, *IMAGE_SHAPE))
+    except ValueError as error:
+        raise ConfigError(f"encoder.maps or encoder.patch_sizes: {error}") from error
+    return encoder
 
 
 def generate_problems(
@@ -118,7 +149,7 @@ def convergence(terms: dict[str, DriftTerms], temperatures: list[float]) -> dict
     by_temperature = {f"drift_rms/{tau:g}": rms for tau, rms in zip(temperatures, drift_rms, strict=True)}
     spread = torch.stack([figure.gen_spread / figure.pos_spread.clamp(min=1e-6) for figure in figures])
     return by_temperature | {
-        "drift_rms": drift_rms.mean(),
+        "drift_rms": drift_rms[max(range(len(temperatures)), key=temperatures.__getitem__)],  # at the largest
         "spread": spread.mean(),
         "positive_mass": torch.stack([figure.positive_mass.mean() for figure in figures]).mean(),
         "floor_share": torch.stack([figure.floor_share.mean() for figure in figures]).mean(),

@@ -67,7 +67,7 @@ class MeanShift:
                 raise ValueError(f"MeanShift: {name} must be finite and >= 0, got {value}")
 
     def __call__(self, distance: Tensor, columns: Columns, *, temperature: float) -> Coupling:
-        """Coefficients [B, G, M]; see the module's formula."""
+        """Coupling of distances [B, G, M]; see the module's formula."""
         log_affinity = self.kernel(distance, temperature)
         if self.mask_self and columns.self_is_gen:
             # Minus infinity is an affinity of exactly zero at every temperature; every row and column keeps other

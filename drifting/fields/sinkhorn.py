@@ -78,7 +78,7 @@ class Sinkhorn:
             raise ValueError(f"Sinkhorn: guidance_temperature must be finite and > 0, got {self.guidance_temperature}")
 
     def __call__(self, distance: Tensor, columns: Columns, *, temperature: float) -> Coupling:
-        """Coefficients [B, G, M]; see the formulas of module and class."""
+        """Coupling of distances [B, G, M]; see the formulas of module and class."""
         if columns.self_is_gen:
             raise ValueError(
                 "Sinkhorn needs self_ref [B, G', D], an independent second generated batch; got none "

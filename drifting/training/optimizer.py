@@ -57,7 +57,10 @@ def optimizer_step(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if not bool(torch.isfinite(torch.stack([loss.detach().float(), norm.float()])).all()):
-        raise NonFiniteError(f"step {step}: {_cause(loss, module)}; the weights are those of step {step}, not updated")
+        raise NonFiniteError(
+            f"step {step}: {_cause(loss, module)}; the weights are those of step {step}, not updated. "
+            "Lower optim.lr or find the bad input; the same command goes on from the last checkpoint."
+        )
     if config.clip_norm is not None:
         clip_grads_with_norm_(parameters, config.clip_norm, norm)
     for group in optimizer.param_groups:

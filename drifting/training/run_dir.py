@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from drifting.training.atomic_file import replace_text
 from drifting.training.config import RunConfig, Schema, typed
-from drifting.training.errors import RunDirError
+from drifting.training.errors import ConfigError, RunDirError
 
 RESOLVED, ENVIRONMENT, LOCK = "resolved.yaml", "environment.json", ".lock"
 
@@ -26,8 +26,10 @@ RESOLVED, ENVIRONMENT, LOCK = "resolved.yaml", "environment.json", ".lock"
 LOCATION = "run.root"
 
 
-def open_run(run: RunConfig, config: object) -> Path:
+def open_run(run: RunConfig, config: object, *, free: str | None = None) -> Path:
     """Make `<run.root>/<run.name>` for the root dataclass `config`, or continue it; locked until this process ends.
+
+    `free` names a section that may differ when a run is continued, as it does not touch what is trained.
 
     Raises RunDirError, and changes nothing, if the folder holds other files, another configuration, or another process.
     """
@@ -39,7 +41,7 @@ def open_run(run: RunConfig, config: object) -> Path:
     _lock(run_dir)
     text = OmegaConf.to_yaml(OmegaConf.structured(config))
     if saved.exists():
-        _refuse_other(run_dir, saved=_flatten(_read_yaml(saved)), asked=_flatten(_plain(OmegaConf.create(text))))
+        _refuse_other(run_dir, _flatten(_read_yaml(saved)), _flatten(_plain(OmegaConf.create(text))), free)
     else:
         replace_text(saved, text)
     _record_environment(run_dir / ENVIRONMENT)
@@ -49,14 +51,19 @@ def open_run(run: RunConfig, config: object) -> Path:
 def load_config(run_dir: Path, schema: type[Schema]) -> Schema:
     """The configuration that a run was trained with, for commands that sample or evaluate it.
 
-    Raises RunDirError if `run_dir` is no run directory, ConfigError if its configuration does not fit `schema`.
+    Raises RunDirError if `run_dir` is no run directory, or if its configuration does not fit `schema`.
     """
     saved = run_dir / RESOLVED
     if not saved.is_file():
         raise RunDirError(
             f"{run_dir} is not a run directory: it has no {RESOLVED}. Give the folder that training made."
         )
-    return typed(_read_yaml(saved), schema)
+    try:
+        return typed(_read_yaml(saved), schema)
+    except ConfigError as error:
+        raise RunDirError(
+            f"{run_dir} was made by another command ({error}). Give a run that this one can read."
+        ) from error
 
 
 def _refuse_foreign(run_dir: Path) -> None:
@@ -87,12 +94,12 @@ def _lock(run_dir: Path) -> None:
         ) from error
 
 
-def _refuse_other(run_dir: Path, *, saved: dict[str, Any], asked: dict[str, Any]) -> None:
+def _refuse_other(run_dir: Path, saved: dict[str, Any], asked: dict[str, Any], free: str | None) -> None:
     absent = "(absent)"
     differing = [
         f"  {key}: {saved.get(key, absent)} -> {asked.get(key, absent)}"
         for key in sorted(saved.keys() | asked.keys())
-        if key != LOCATION and saved.get(key, absent) != asked.get(key, absent)
+        if key != LOCATION and key.partition(".")[0] != free and saved.get(key, absent) != asked.get(key, absent)
     ]
     if differing:
         raise RunDirError(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from drifting import DriftLoss, FeatureDriftLoss, MeanShift
+from drifting import DriftLoss, FeatureDriftLoss, MeanShift, Sinkhorn
 
 
 class TwoFeatures(nn.Module):
@@ -141,3 +141,21 @@ def test_refusals_name_what_is_wrong(encoder, shapes, weight, message):
     gen, pos, neg = (None if shape is None else torch.randn(shape) for shape in shapes)
     with pytest.raises(ValueError, match=message):
         FeatureDriftLoss(encoder, DriftLoss())(gen, pos, neg, neg_weight=None if weight is None else torch.ones(weight))
+
+
+def test_an_independent_second_batch_repels_in_place_of_the_samples():
+    encoder, loss = TwoFeatures(), DriftLoss((0.1,), field=Sinkhorn())
+    gen, pos, ref = samples()
+    value = FeatureDriftLoss(encoder, loss)(gen, pos, self_ref=ref)
+    total = torch.zeros((), dtype=torch.float64)
+    for key in ("a", "b"):
+        blocks = [
+            torch.stack(
+                [encoder(block[b])[key][:, f] for b in range(2) for f in range(encoder(block[b])[key].shape[1])]
+            )
+            for block in (gen, pos, ref)
+        ]
+        total = total + loss(blocks[0], blocks[1], self_ref=blocks[2])
+    torch.testing.assert_close(value, total)
+    with pytest.raises(ValueError, match=r"self_ref must be \[B, K, \*S\] with B=2"):
+        FeatureDriftLoss(encoder, loss)(gen, pos, self_ref=ref[:1])

@@ -15,7 +15,7 @@ from domains.imagenet.config import ImagenetConfig
 from domains.imagenet.evaluate import EvaluateConfig
 from domains.imagenet.pretrain_mae import MaeTrainingConfig
 from domains.imagenet.sample import SampleConfig
-from drifting.training.checkpoint import load_entries
+from drifting.training.checkpoint_file import read_checkpoint
 from drifting.training.config import typed
 from drifting.training.errors import CheckpointError, RunDirError, TrainingError
 
@@ -47,10 +47,24 @@ def small_config(root: Path, **run) -> ImagenetConfig:
     return typed(settings, ImagenetConfig)
 
 
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    generator = small_config(run_dir.parent).generator.build()
-    load_entries(run_dir, generator=generator)
-    return generator.state_dict()
+def stop_at_two(monkeypatch) -> None:
+    save = train.Checkpoint.save
+
+    def save_then_stop(checkpoint, step):
+        save(checkpoint, step)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Checkpoint, "save", save_then_stop)
+
+
+def same(one, other) -> bool:
+    """Whether two nested states are equal to the last bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def test_training_writes_what_it_promises_and_reports(tmp_path, capsys):
@@ -68,34 +82,12 @@ def test_training_writes_what_it_promises_and_reports(tmp_path, capsys):
 
     # The other two commands on the same run.
     sample.main.__wrapped__(SampleConfig(run=str(run_dir), alpha=1.5, classes=[3, 7], per_class=2))
-    names = sorted(path.name for path in (run_dir / "samples").iterdir())
+    names = sorted(path.name for path in (run_dir / "samples" / "alpha1.5_seed0").iterdir())
     assert names == ["00000_class3.png", "00001_class3.png", "00002_class7.png", "00003_class7.png", "sheet.png"]
     (run_dir / "metrics.json").unlink()
     evaluate.main.__wrapped__(EvaluateConfig(run=str(run_dir), eval=small_config(tmp_path).eval))
     again = json.loads((run_dir / "metrics.json").read_text())["rows"]
     assert again == rows
-
-
-def test_a_run_stopped_half_way_ends_with_the_same_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "report", lambda *_: None)
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    train.main.__wrapped__(small_config(whole))
-
-    save = train.Checkpoint.save
-
-    def save_then_stop(checkpoint, step):
-        save(checkpoint, step)
-        if step == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train.Checkpoint, "save", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        train.main.__wrapped__(small_config(halves))
-    monkeypatch.setattr(train.Checkpoint, "save", save)
-    train.main.__wrapped__(small_config(halves))
-
-    expected, continued = weights(whole / "small"), weights(halves / "small")
-    assert all(torch.equal(expected[name], continued[name]) for name in expected)
 
 
 def test_features_need_a_finished_auto_encoder_and_train_with_it(tmp_path, monkeypatch):
@@ -166,7 +158,14 @@ def test_configs_refuse_nonsense(overrides, message):
 
 
 def test_the_command_line_runs_an_experiment_and_refuses_a_typo(tmp_path):
-    small = ["generator.mlp.hidden=32", "drift.num_generated=8", "eval.judges=1", "eval.alphas=[1.0]", "run.steps=2"]
+    small = [
+        "generator.mlp.hidden=32",
+        "eval.samples_per_class=120",
+        "drift.num_generated=8",
+        "eval.judges=1",
+        "eval.alphas=[1.0]",
+        "run.steps=2",
+    ]
     done = run_command("train", "run.name=mine", *small, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "mine" / "metrics.json").exists()
@@ -177,3 +176,83 @@ def test_the_command_line_runs_an_experiment_and_refuses_a_typo(tmp_path):
     typo = run_command("train", "optim.learning_rate=1", cwd=tmp_path)
     assert typo.returncode == 1
     assert "learning_rate" in typo.stderr
+
+
+def test_a_start_that_is_refused_leaves_no_run_behind(tmp_path):
+    config = small_config(tmp_path)
+    config.drift.num_positive = config.queue.per_class = 200
+    with pytest.raises(TrainingError, match=r"fewer than drift\.num_positive=200 images"):
+        train.main.__wrapped__(config)
+    config = small_config(tmp_path)
+    config.generator.mlp.num_classes = 11
+    with pytest.raises(TrainingError, match=r"generator\.mlp\.num_classes must be 10 for the digits, got 11"):
+        train.main.__wrapped__(config)
+    config = small_config(tmp_path)
+    config.drift.classes_per_step = 64
+    with pytest.raises(TrainingError, match=r"drift\.classes_per_step must be at most 10, .* got 64"):
+        train.main.__wrapped__(config)
+    config = small_config(tmp_path)
+    config.eval.samples_per_class = 50
+    with pytest.raises(TrainingError, match=r"eval\.samples_per_class must be at least \d+, .* got 50"):
+        train.main.__wrapped__(config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluation_settings_may_change_when_a_run_goes_on(tmp_path):
+    config = small_config(tmp_path)
+    train.main.__wrapped__(config)
+    config.eval.alphas = [1.0]
+    train.main.__wrapped__(config)
+    assert list(json.loads((tmp_path / "small" / "metrics.json").read_text())["rows"]) == ["training images", "alpha 1"]
+
+
+def test_an_auto_encoder_that_changed_is_noticed(tmp_path, monkeypatch):
+    class Encoder(torch.nn.Module):
+        def __init__(self, weight: float) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(weight), requires_grad=False)
+
+        def forward(self, samples):
+            return {"global": self.weight * samples.flatten(1).unsqueeze(1)}
+
+    monkeypatch.setattr(train, "report", lambda *_: None)
+    monkeypatch.setattr(train, "build_encoder", lambda _: Encoder(1.0))
+    train.main.__wrapped__(small_config(tmp_path))
+    monkeypatch.setattr(train, "build_encoder", lambda _: Encoder(2.0))
+    with pytest.raises(CheckpointError, match="encoder refuses its state: the frozen network has other weights"):
+        train.main.__wrapped__(small_config(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "dit"])
+def test_twin_problems_pair_up_and_a_stopped_run_continues_exactly(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(train, "report", lambda *_: None)
+    seen = []
+    terms = train.FeatureDriftLoss.terms
+
+    def record(self, gen, positives, unconditional, *, neg_weight, self_ref):
+        half = len(gen) // 2
+        assert torch.equal(self_ref[:half], gen[half:])
+        assert torch.equal(self_ref[half:], gen[:half])
+        assert torch.equal(neg_weight[:half], neg_weight[half:])
+        assert not self_ref.requires_grad
+        seen.append(len(gen))
+        return terms(self, gen, positives, unconditional, neg_weight=neg_weight, self_ref=self_ref)
+
+    monkeypatch.setattr(train.FeatureDriftLoss, "terms", record)
+    whole, halves = small_config(tmp_path / "whole"), small_config(tmp_path / "halves")
+    for config in (whole, halves):
+        config.drift.field, config.drift.temperatures = "sinkhorn", [0.01]
+        config.generator.kind = kind
+        dit = config.generator.dit
+        dit.channels, dit.size, dit.hidden, dit.depth, dit.heads, dit.num_classes = 1, 8, 16, 1, 2, 10
+    train.main.__wrapped__(whole)
+    assert seen == [20] * 4
+    halves.run.steps = 4
+    stop_at_two(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train.main.__wrapped__(halves)
+    monkeypatch.undo()
+    monkeypatch.setattr(train, "report", lambda *_: None)
+    train.main.__wrapped__(halves)
+    folders = [tmp_path / name / "small" / "checkpoints" / "step_00000004.pt" for name in ("whole", "halves")]
+    assert same(*(read_checkpoint(path).entries for path in folders))
