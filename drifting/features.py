@@ -72,6 +72,11 @@ def _std(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
     return (x.var(dim, correction=0, keepdim=keepdim) + STD_EPS).sqrt()
 
 
+def total_loss(terms: Mapping[str, DriftTerms]) -> Tensor:
+    """Sum over features of the mean over problems and locations, [] (Eq. 13-14)."""
+    return torch.stack([term.loss.mean() for term in terms.values()]).sum()
+
+
 class FeatureDriftLoss(nn.Module):
     """Sum over an encoder's features of the drifting loss, each averaged over problems and locations.
 
@@ -96,7 +101,7 @@ class FeatureDriftLoss(nn.Module):
     ) -> Tensor:
         """Total loss, []; arguments as in `terms`."""
         terms = self.terms(gen, pos, neg, neg_weight=neg_weight, self_ref=self_ref)
-        return torch.stack([term.loss.mean() for term in terms.values()]).sum()
+        return total_loss(terms)
 
     def terms(
         self,

@@ -12,7 +12,7 @@ from domains.imagenet.config import CONFIGS
 from domains.imagenet.digits import digits_splits
 from domains.imagenet.mae import MaeConfig, MaskedAutoencoder
 from domains.imagenet.real_samples import ShuffledEpochs
-from drifting.training.checkpoint import Checkpoint, load_entries
+from drifting.training.checkpoint import Checkpoint, load_average
 from drifting.training.command_line import command
 from drifting.training.config import CheckpointConfig, EmaConfig, LogConfig, OptimConfig, RunConfig, require
 from drifting.training.ema import Ema
@@ -117,16 +117,13 @@ def load_mae(run_dir: Path) -> MaskedAutoencoder:
             f"encoder.run={run_dir} does not exist. Pre-train it first: python -m domains.imagenet.pretrain_mae"
         )
     config = load_config(run_dir, MaeTrainingConfig)
-    ema = Ema(MaskedAutoencoder(config.mae), config.ema.decays, warmup=config.ema.warmup)
-    step = load_entries(run_dir, ema=ema)
+    mae, step = load_average(run_dir, MaskedAutoencoder(config.mae), config.ema)
     if step < config.run.steps:
         raise TrainingError(
             f"encoder.run={run_dir} stopped at step {step} of {config.run.steps}. "
             "Finish it with the command that started it."
         )
-    model = ema.model()
-    assert isinstance(model, MaskedAutoencoder)
-    return model
+    return mae
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ from torch import Tensor
 from domains.imagenet.config import ImagenetConfig, OneStepGenerator
 from domains.imagenet.digits import IMAGE_SHAPE
 from domains.imagenet.generator import DiTGenerator
-from domains.imagenet.mlp_generator import MlpGenerator
-from drifting.training.checkpoint import load_entries
-from drifting.training.ema import Ema
+from drifting.training.checkpoint import load_average
 from drifting.training.run_dir import load_config
 
 
@@ -42,8 +40,5 @@ def load_generator(run_dir: Path) -> tuple[ImagenetConfig, OneStepGenerator, int
         CheckpointError: no checkpoint yet, or a damaged one.
     """
     config = load_config(run_dir, ImagenetConfig)
-    ema = Ema(config.generator.build(), config.ema.decays, warmup=config.ema.warmup)
-    step = load_entries(run_dir, ema=ema)
-    model = ema.model()
-    assert isinstance(model, DiTGenerator | MlpGenerator)
-    return config, model, step
+    generator, step = load_average(run_dir, config.generator.build(), config.ema)
+    return config, generator, step

@@ -20,6 +20,7 @@ from domains.imagenet.pictures import save_curves
 from domains.imagenet.pretrain_mae import load_mae
 from domains.imagenet.real_samples import RealSamples
 from drifting import DriftTerms, FeatureDriftLoss, guidance_weight
+from drifting.features import total_loss
 from drifting.training.checkpoint import Checkpoint
 from drifting.training.command_line import command
 from drifting.training.ema import Ema
@@ -87,7 +88,7 @@ def main(config: ImagenetConfig) -> None:
             weight = guidance_weight(alpha.to(device), drift.num_generated, drift.num_unconditional)
             twin = gen.detach().roll(len(labels) // 2, dims=0) if drift.twins else None
             terms = drift_loss.terms(gen, positives, unconditional, neg_weight=weight, self_ref=twin)
-            loss = torch.stack([term.loss.mean() for term in terms.values()]).sum()
+            loss = total_loss(terms)
 
             grad_norm = optimizer_step(loss, generator, optimizer, config.optim, step=state.step, total_steps=steps)
             ema.update(generator)

@@ -11,7 +11,7 @@ The random generators are included without being named. A checkpoint that cannot
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -24,11 +24,14 @@ from drifting.training.checkpoint_file import (
     remove_temporaries,
     write_checkpoint,
 )
+from drifting.training.config import EmaConfig
 from drifting.training.ema import Ema
 from drifting.training.errors import CheckpointError
 from drifting.training.random import RandomState
 
 MAX_LISTED = 8
+
+Module = TypeVar("Module", bound=nn.Module)
 WAY_OUT = "Use the configuration it was trained with, or another run.name=..."
 
 
@@ -100,6 +103,17 @@ def load_entries(run_dir: Path, **entries: Stateful) -> int:
     content = read_checkpoint(paths[-1])
     _restore(paths[-1], content, entries)
     return content.step
+
+
+def load_average(run_dir: Path, module: Module, config: EmaConfig) -> tuple[Module, int]:
+    """`module` with the first average of a run's newest checkpoint, frozen and in eval mode; and that step.
+
+    For a module of the run's shape; errors as `load_entries`.
+    """
+    ema = Ema(module, config.decays, warmup=config.warmup)
+    step = load_entries(run_dir, ema=ema)
+    module.load_state_dict(ema.model().state_dict())
+    return module.eval().requires_grad_(False), step
 
 
 def _restore(path: Path, content: CheckpointContent, entries: Mapping[str, Stateful]) -> None:
