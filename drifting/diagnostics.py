@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drifting.engine import Drift, References
+from drifting.fields import Contact
+from drifting.problems import Problems
+from drifting.walks import Drift
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,22 +22,29 @@ class DriftDiagnostics:
     positive_mass: Tensor  # [T]  mean summed affinity of a generated sample to positives: 0 means the kernel is blind
     negative_mass: Tensor  # [T]  the same to generated samples and extra negatives
     floor_share: Tensor  # [T]  share of affinities on the floor: near 1 means the floor moves everything
+    plan_error: Tensor  # [T]  mean over problems of a transport plan's largest column error; 0 without a plan
+    sweeps: Tensor  # [T]  mean Sinkhorn sweeps of a problem; 0 without a plan
     gen_spread: Tensor  # []  RMS distance of generated samples from their problem's mean, per feature
     pos_spread: Tensor  # []  the same of positives; gen_spread far below it is a collapse
 
 
 def within_problem_spread(samples: Tensor) -> Tensor:
     """RMS over problems, samples and features of the distance from the problem's mean; [B, K, D] -> []."""
-    return (samples - samples.mean(1, keepdim=True)).square().mean().sqrt()
+    variance = samples.var(1, correction=0) if samples.dtype == torch.float64 else samples.float().var(1, correction=0)
+    return variance.mean().sqrt()
 
 
 @torch.no_grad()
-def diagnose(references: References, drift: Drift) -> DriftDiagnostics:
+def diagnose(problems: Problems, drift: Drift) -> DriftDiagnostics:
     """Collect the figures of one computed drift."""
     return DriftDiagnostics(
-        positive_mass=torch.stack([contact.positive_mass for contact in drift.contacts]),
-        negative_mass=torch.stack([contact.negative_mass for contact in drift.contacts]),
-        floor_share=torch.stack([contact.floor_share for contact in drift.contacts]),
-        gen_spread=within_problem_spread(references.gen),
-        pos_spread=within_problem_spread(references.blocks[-1]),
+        **{name: _means(drift, name) for name in Contact.__dataclass_fields__},
+        gen_spread=within_problem_spread(problems.gen),
+        pos_spread=within_problem_spread(problems.blocks[-1]),
     )
+
+
+def _means(drift: Drift, name: str) -> Tensor:
+    """Mean over problems of one entry of the contacts, [T]."""
+    values = [getattr(contact, name) for contact in drift.contacts]
+    return torch.stack([drift.scale.new_zeros(()) if v is None else v.to(drift.scale.dtype).mean() for v in values])

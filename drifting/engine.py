@@ -7,146 +7,95 @@
     V      = sum_tau V_tau / lambda_tau                       lambda = RMS of V_tau over the batch, Eq. 23-25
     L_b    = mean |x / S - sg(x / S + V)|^2 = mean V^2        Eq. 6, 26;  dL_b/dx = -2 V / (G D S)
 
-The target is frozen, so the gradient is known in closed form: nothing here is differentiated, and one [B, G, D] tensor
-is all that the backward pass keeps.
-Shapes: B problems, G generated, N extra negatives, P positives, M = G + N + P references, D features, T temperatures.
+Where things are: `problems` (blocks of problems in one frame), `distances`, `walks` (distances, then couplings once S
+is known, then the drift once lambda is), `superposition` (the sum over temperatures), here the statistics over sets and
+ranks, and the loss. The target is frozen, so the gradient is known in closed form: nothing is differentiated, and one
+[B, G, D] tensor is all that the backward pass keeps.
+Shapes: B problems, G generated, M references, D features, T temperatures, K sets of problems (features).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.distributed import ProcessGroup
+from torch.autograd.function import FunctionCtx
 
-from drifting.fields import Columns, Contact, Field
-from drifting.scales import mean_distance, root_mean_square
-
-SMALLEST_SQUARED_DISTANCE = 1e-8  # the authors' clip; keeps the root away from the rounding of the dot products
-SMALLEST_SCALE = 1e-3  # of S and of the mean distance: a collapsed batch is not blown up
-SMALLEST_DRIFT_MEAN_SQUARE = 1e-8  # of lambda^2: a batch without drift is not blown up
-
-
-@dataclass(frozen=True, slots=True)
-class References:
-    """Samples and references of B problems in one coordinate frame: float32 or float64, centred per problem."""
-
-    gen: Tensor  # [B, G, D]
-    blocks: tuple[Tensor, ...]  # self [B, G', D], extra negatives [B, N, D] where there are some, positives [B, P, D]
-    columns: Columns
+from drifting.distances import pairwise_distance
+from drifting.fields import Field
+from drifting.problems import ProblemGroup, Problems
+from drifting.scales import global_mean
+from drifting.superposition import displacement
+from drifting.walks import TILES, Drift, GroupWalk, Normalization
 
 
-@dataclass(frozen=True, slots=True)
-class Drift:
-    """The drift of one batch and the statistics that normalised it."""
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products in full float32, whatever autocast or `set_float32_matmul_precision` say.
 
-    drift: Tensor  # [B, G, D]  in scaled coordinates, summed over temperatures
-    unit: Tensor  # []  S: what coordinates were divided by; 1 without feature normalisation
-    scale: Tensor  # []  mean pairwise distance of the raw features
-    drift_rms: Tensor  # [T]  lambda, per temperature, before normalisation
-    contacts: tuple[Contact, ...]  # T of them
-
-
-def pairwise_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances by dot products; x [B, G, D], y [B, M, D] -> [B, G, M].
-
-    Exact to rounding only for centred coordinates: an offset of 1000 costs every float32 digit.
+    TF32 keeps ten bits of a coordinate: with features 100 away from the origin nothing is left of the distances.
     """
-    squared = torch.baddbmm(x.square().sum(-1)[:, :, None], x, y.mT, alpha=-2)
-    squared += y.square().sum(-1)[:, None, :]
-    return squared.clamp_(min=SMALLEST_SQUARED_DISTANCE).sqrt_()
+    chosen = torch.get_float32_matmul_precision()
+    if chosen != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if chosen != "highest":
+            torch.set_float32_matmul_precision(chosen)
 
 
-def gather_references(
-    gen: Tensor, pos: Tensor, neg: Tensor | None, self_ref: Tensor | None, weights: Sequence[Tensor]
-) -> References:
-    """Bring samples [B, G|P|N|G', D] to one float type and centre each problem on the mean of its references.
-
-    Args:
-        gen: [B, G, D].
-        pos: [B, P, D].
-        neg: [B, N, D] or None.
-        self_ref: [B, G', D], an independent second generated batch, or None for `gen` itself.
-        weights: [B, G'], [B, N] and [B, P] in this order, without the second where `neg` is None.
-    """
-    dtype = torch.float64 if gen.dtype == torch.float64 else torch.float32
-    x = gen.detach().to(dtype)
-    own = x if self_ref is None else self_ref.detach().to(dtype)
-    raw = [own, *(block.detach().to(dtype) for block in (neg, pos) if block is not None)]
-    # Distances and displacements do not see translations; rounding does.
-    num_references = sum(block.shape[1] for block in raw)
-    centre = sum((block.sum(1, keepdim=True) for block in raw[1:]), raw[0].sum(1, keepdim=True)) / num_references
-    blocks = [block - centre for block in raw]
-    columns = Columns(
-        num_self=own.shape[1],
-        num_neg=0 if neg is None else neg.shape[1],
-        num_pos=pos.shape[1],
-        self_is_gen=self_ref is None,
-        weight=torch.cat([weight.detach().to(dtype) for weight in weights], dim=-1),
-    )
-    return References(blocks[0] if self_ref is None else x - centre, tuple(blocks), columns)
-
-
-def displacement(coefficients: Tensor, references: References) -> Tensor:
-    """V_i = sum_j c_ij (y_j - x_i); coefficients [B, G, M] -> [B, G, D], in the references' coordinates."""
-    drift = -coefficients.sum(-1, keepdim=True) * references.gen
-    sizes = [block.shape[1] for block in references.blocks]
-    for part, block in zip(torch.split(coefficients, sizes, dim=-1), references.blocks, strict=True):
-        drift.baddbmm_(part, block)
+@torch.no_grad()
+def raw_drift(problems: Problems, field: Field, temperature: float | Tensor) -> Tensor:
+    """Drift [B, G, D] at one temperature, nothing normalised; `temperature` in the samples' unit."""
+    with full_precision(problems.gen.device):
+        group = ProblemGroup([problems], TILES)
+        drift = group.empty(len(group), group.num_gen, group.width)
+        for rows in group.row_slices():
+            block = group.block(rows, find_centre=True)
+            distance = group.empty(len(block.gen), group.num_gen, group.num_refs)
+            pairwise_distance(block, None, out=distance)
+            coupling = field(distance, block.columns, temperature=temperature, with_contact=False)
+            displacement(coupling, block, drift[rows])
     return drift
 
 
-def distances(references: References) -> Tensor:
-    """From every generated sample to every reference, [B, G, M]."""
-    distance = torch.cat([pairwise_distance(references.gen, block) for block in references.blocks], dim=-1)
-    if references.columns.self_is_gen:
-        # Exactly the clip: dot products leave a self distance of sqrt(rounding), which would bias the mean distance.
-        num_gen = references.gen.shape[1]
-        distance[..., :num_gen].diagonal(dim1=-2, dim2=-1).fill_(SMALLEST_SQUARED_DISTANCE**0.5)
-    return distance
-
-
 @torch.no_grad()
-def raw_drift(references: References, field: Field, temperature: float) -> Tensor:
-    """Drift [B, G, D] at one temperature, nothing normalised; `temperature` in the samples' unit."""
-    with torch.autocast(references.gen.device.type, enabled=False):
-        coupling = field(distances(references), references.columns, temperature=temperature)
-        return displacement(coupling.coefficients, references)
-
-
-@torch.no_grad()
-def compute_drift(
-    references: References,
+def compute_drifts(
+    sets: Sequence[Problems],
     field: Field,
-    temperatures: Sequence[float],
+    temperatures: Sequence[float | Tensor],
+    normalization: Normalization,
     *,
-    normalize_features: bool,
-    normalize_drift: bool,
-    group: ProcessGroup | None,
-) -> Drift:
-    """Drift of every generated sample; see the module's formulas. Two all-reduces where ranks share a batch."""
-    with torch.autocast(references.gen.device.type, enabled=False):
-        distance = distances(references)
-        scale = mean_distance(distance, references.columns.weight, group)
-        unit = torch.ones_like(scale)
-        if normalize_features:
-            unit = (scale / references.gen.shape[-1] ** 0.5).clamp(min=SMALLEST_SCALE)
-            distance /= scale.clamp(min=SMALLEST_SCALE)
+    gain: float = 1.0,
+    with_contact: bool = True,
+) -> list[Drift]:
+    """Drift of every generated sample of K sets; see the module's formulas. Two all-reduces where ranks share a batch.
 
-        drifts, contacts = [], []
-        for temperature in temperatures:  # one coupling [B, G, M] alive at a time
-            coupling = field(distance, references.columns, temperature=temperature)
-            drifts.append(displacement(coupling.coefficients, references).div_(unit))
-            contacts.append(coupling.contact)
-        drift_rms = root_mean_square(drifts, group)
-        if normalize_drift:
-            for drift, rms in zip(drifts, drift_rms, strict=True):
-                drift /= rms.clamp(min=SMALLEST_DRIFT_MEAN_SQUARE**0.5)
-        total = drifts[0]
-        for drift in drifts[1:]:
-            total += drift
-    return Drift(total, unit, scale, drift_rms, tuple(contacts))
+    Args:
+        sets: K of them on one device; those of equal shape are processed side by side.
+        field: rule that turns distances into coefficients.
+        temperatures: T numbers or [].
+        normalization: what is normalised, and by a mean over what.
+        gain: factor on the normalised drift.
+        with_contact: whether the field reports what its kernel sees.
+    """
+    members: dict[tuple[object, ...], list[int]] = {}
+    for index, problems in enumerate(sets):
+        members.setdefault(problems.signature, []).append(index)
+    with full_precision(sets[0].gen.device):
+        walks = [GroupWalk([sets[k] for k in group], len(temperatures), normalization) for group in members.values()]
+        counts = [len(group) for group in members.values()]
+        scales = global_mean([walk.distances() for walk in walks], normalization.group)
+        for walk, scale in zip(walks, scales.split_with_sizes(counts), strict=True):
+            walk.set_scale(scale[:, 0])
+        squares = [walk.couplings(field, temperatures, with_contact=with_contact) for walk in walks]
+        mean_squares = global_mean(squares, normalization.group).split_with_sizes(counts)
+        drifts: dict[int, Drift] = {}
+        for indices, walk, mean_square in zip(members.values(), walks, mean_squares, strict=True):
+            drifts |= zip(indices, walk.drifts(mean_square, gain), strict=True)
+    return [drifts[k] for k in range(len(sets))]
 
 
 class FrozenTargetLoss(torch.autograd.Function):
@@ -154,15 +103,37 @@ class FrozenTargetLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, gen: Tensor, drift: Tensor, unit: Tensor) -> Tensor:
-        """gen [B, G, D] (any float type), drift [B, G, D], unit [] -> [B] in the drift's type."""
+        """gen [B, G, D] (any float type), drift [B, G, D], unit [B, 1|G, 1] -> [B] in the drift's type."""
         ctx.save_for_backward(drift, unit)
         ctx.gen_dtype = gen.dtype  # type: ignore[attr-defined]
-        return drift.square().mean(dim=(1, 2))
+        loss: Tensor = torch.linalg.vector_norm(drift, dim=(1, 2)).square_()
+        return loss.div_(drift.shape[1] * drift.shape[2])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: FunctionCtx, grad_loss: Tensor) -> tuple[Tensor, None, None]:
         """grad_loss [B] -> gradient [B, G, D] in the samples' type."""
         drift, unit = ctx.saved_tensors  # type: ignore[attr-defined]
-        factor = grad_loss * (-2.0 / (drift.shape[1] * drift.shape[2])) / unit  # [B]
-        return (factor[:, None, None] * drift).to(ctx.gen_dtype), None, None  # type: ignore[attr-defined]
+        num_gen, width = drift.shape[1:]
+        factor = grad_loss.detach()[:, None, None] * (-2.0 / (num_gen * width)) / unit  # [B, 1|G, 1]
+        gradient = torch.empty_like(drift, dtype=ctx.gen_dtype)  # type: ignore[attr-defined]
+        torch.mul(drift, factor, out=gradient)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradient = _NoSecondDerivative.apply(gradient, gradient.new_empty(0).requires_grad_())  # type: ignore[no-untyped-call]
+        return gradient, None, None
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """A gradient that refuses to be differentiated: the frozen target has no derivative, and zero would be wrong."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, gradient: Tensor, anchor: Tensor) -> Tensor:
+        """Gradient as it is; `anchor` is what makes autograd come back here."""
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        """Refuse."""
+        raise RuntimeError(
+            "the drifting loss has no second derivative: its gradient is the frozen drift. Penalise the generator's "
+            "own outputs instead, or leave create_graph=True away"
+        )

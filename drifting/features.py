@@ -3,20 +3,25 @@
     L = sum_j mean_{problems, locations} |phi_j(x) - sg(phi_j(x) + V_j)|^2          Eq. 13-14, 26
 
 phi is frozen; the gradient reaches the generator through it. Locations of one feature are drifting problems of their
-own and share the feature's scale S and RMS lambda.
+own and share the feature's scale S and RMS lambda. Features of equal width are processed side by side, as many at a
+time as a memory budget allows.
 Shapes: K samples, F feature locations, D feature width (channels C of a map); B problems, *S the shape of a sample.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from drifting.arguments import DriftInputs
 from drifting.loss import DriftLoss, DriftTerms
 
 FeatureEncoder = Callable[[Tensor], Mapping[str, Tensor]]
 """samples [K, *S] -> {key: [K, F, D]}, differentiable, its own parameters frozen."""
+
+Samples = Tensor | Mapping[str, Tensor]
+"""Samples [B, K, *S], or their features {key: [B F, K, D]} as `FeatureDriftLoss.encode` returns them."""
 
 STD_EPS = 1e-6  # inside the square root: a constant channel has std 1e-3 and a finite gradient
 
@@ -83,69 +88,110 @@ class FeatureDriftLoss(nn.Module):
     Args:
         encoder: samples [K, *S] -> {key: [K, F, D]}; frozen by its owner, differentiable in its input.
         loss: the drifting loss applied to every feature.
+        budget: working memory in bytes, per problem of the batch, that features processed together may hold; None
+            processes all of them together. Ranks exchange statistics twice for each lot: a larger budget means fewer
+            exchanges. It depends on no rank's number of problems, so that every rank has the same lots.
     """
 
-    def __init__(self, encoder: FeatureEncoder, loss: DriftLoss) -> None:
+    def __init__(self, encoder: FeatureEncoder, loss: DriftLoss, budget: int | None = 64 * 2**20) -> None:
         super().__init__()
+        if budget is not None and budget < 1:
+            raise ValueError(f"budget must be at least 1 byte, or None for no limit, got {budget}")
         self.encoder = encoder
         self.loss = loss
+        self.budget = budget
 
     def forward(
         self,
         gen: Tensor,
-        pos: Tensor,
-        neg: Tensor | None = None,
+        pos: Samples,
+        neg: Samples | None = None,
         *,
         neg_weight: Tensor | None = None,
-        self_ref: Tensor | None = None,
+        self_ref: Samples | None = None,
     ) -> Tensor:
         """Total loss, []; arguments as in `terms`."""
-        terms = self.terms(gen, pos, neg, neg_weight=neg_weight, self_ref=self_ref)
-        return total_loss(terms)
+        inputs = self._inputs(gen, pos, neg, neg_weight, self_ref)
+        losses = [loss for lot in self._lots(inputs, len(gen)) for loss in self.loss.joint_losses(lot)]
+        return torch.stack([loss.mean() for loss in losses]).sum()
 
     def terms(
         self,
         gen: Tensor,
-        pos: Tensor,
-        neg: Tensor | None = None,
+        pos: Samples,
+        neg: Samples | None = None,
         *,
         neg_weight: Tensor | None = None,
-        self_ref: Tensor | None = None,
+        self_ref: Samples | None = None,
     ) -> dict[str, DriftTerms]:
         """Terms of each feature over its B F problems, problem-major: row b F + f is location f of problem b.
 
         Args:
             gen: generated samples [B, G, *S]; the only argument that receives a gradient.
-            pos: real samples [B, P, *S].
-            neg: extra negatives [B, N, *S].
+            pos: real samples [B, P, *S], or their features as `encode` returned them.
+            neg: extra negatives [B, N, *S], or their features.
             neg_weight: [B, N] or [B].
-            self_ref: [B, G', *S], an independent second generated batch that repels in place of `gen` itself.
+            self_ref: [B, G', *S], an independent second generated batch that repels in place of `gen` itself, or its
+                features.
 
         Raises:
-            ValueError: samples that do not share B and *S, or an encoder that returns anything but {key: [K, F, D]}.
+            ValueError: samples that do not share B and *S, an encoder that returns anything but {key: [K, F, D]}, or
+                features of other keys than the encoder's.
         """
-        for name, block in (("pos", pos), ("neg", neg), ("self_ref", self_ref)):
-            if block is not None and (block.shape[0] != gen.shape[0] or block.shape[2:] != gen.shape[2:]):
+        inputs = self._inputs(gen, pos, neg, neg_weight, self_ref)
+        terms = [term for lot in self._lots(inputs, len(gen)) for term in self.loss.joint_terms(lot)]
+        return dict(zip(inputs, terms, strict=True))
+
+    @torch.no_grad()
+    def encode(self, samples: Tensor) -> dict[str, Tensor]:
+        """Features of real samples [B, K, *S] for `pos`, `neg` or `self_ref`, to be used more than once.
+
+        Returns:
+            {key: [B F, K, D]}; may be moved or stored in half precision, the loss computes in float32.
+        """
+        return self._problems(samples)
+
+    def _inputs(
+        self, gen: Tensor, pos: Samples, neg: Samples | None, neg_weight: Tensor | None, self_ref: Samples | None
+    ) -> dict[str, DriftInputs]:
+        """Arguments of the drifting loss of every feature."""
+        references = {"pos": pos, "neg": neg, "self_ref": self_ref}
+        for name, block in references.items():
+            if isinstance(block, Tensor) and (block.shape[0] != gen.shape[0] or block.shape[2:] != gen.shape[2:]):
                 raise ValueError(
                     f"{name} must be [B, K, *S] with B={gen.shape[0]}, S={tuple(gen.shape[2:])} "
                     f"to match gen {tuple(gen.shape)}, got {tuple(block.shape)}"
                 )
         gen_features = self._problems(gen)
-        with torch.no_grad():
-            pos_features = self._problems(pos)
-            neg_features = {} if neg is None else self._problems(neg)
-            self_features = {} if self_ref is None else self._problems(self_ref)
-        terms = {}
+        encoded: dict[str, Mapping[str, Tensor]] = {
+            name: self.encode(block) if isinstance(block, Tensor) else block
+            for name, block in references.items()
+            if block is not None
+        }
+        for name, given in encoded.items():
+            if given.keys() != gen_features.keys():
+                different = sorted(given.keys() ^ gen_features.keys())
+                raise ValueError(f"{name} must have the encoder's features; only one of the two has {different}")
+        inputs = {}
         for key, features in gen_features.items():
             locations = features.shape[0] // gen.shape[0]
-            terms[key] = self.loss.terms(
-                features,
-                pos_features[key],
-                neg_features.get(key),
-                neg_weight=None if neg_weight is None else neg_weight.repeat_interleave(locations, dim=0),
-                self_ref=self_features.get(key),
-            )
-        return terms
+            weight = None if neg_weight is None else neg_weight.repeat_interleave(locations, dim=0)
+            own = {name: blocks[key] for name, blocks in encoded.items()}
+            inputs[key] = DriftInputs(features, neg_weight=weight, **own)
+        return inputs
+
+    def _lots(self, inputs: Mapping[str, DriftInputs], num_problems: int) -> Iterator[list[DriftInputs]]:
+        """Features in order, as many at a time as the budget allows, at least one."""
+        lot: list[DriftInputs] = []
+        held = 0
+        for given in inputs.values():
+            size = given.working_memory(len(self.loss.temperatures)) // num_problems
+            if lot and self.budget is not None and held + size > self.budget:
+                yield lot
+                lot, held = [], 0
+            lot.append(given)
+            held += size
+        yield lot
 
     def _problems(self, samples: Tensor) -> dict[str, Tensor]:
         """Features of samples [B, K, *S] as problems: {key: [B F, K, D]}."""

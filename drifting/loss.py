@@ -8,9 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from drifting.arguments import DriftInputs
 from drifting.diagnostics import DriftDiagnostics, diagnose
-from drifting.engine import FrozenTargetLoss, References, compute_drift, gather_references, raw_drift
+from drifting.engine import FrozenTargetLoss, compute_drifts, raw_drift
 from drifting.fields import Field, MeanShift
+from drifting.finite_check import DeferredFiniteCheck
+from drifting.learned_temperature import LearnedTemperature
+from drifting.problems import Problems
+from drifting.scales import Extent
+from drifting.walks import Drift, Normalization
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,34 +34,74 @@ class DriftLoss(nn.Module):
     """Squared distance of generated samples to their frozen, drifted selves; at zero drift they match the data.
 
     The defaults equal the authors' released code in value and gradient. Any float type goes in; the mathematics is
-    float32 (float64 for float64 samples), under autocast too.
+    float32 (float64 for float64 samples), under autocast and TF32 settings too.
+
+    `temperatures` and `gain` may be set between calls, by a schedule for example (`drifting.schedules`).
 
     Args:
-        temperatures: kernel widths tau, in units of the mean distance when features are normalised.
+        temperatures: kernel widths tau, in units of the mean distance when features are normalised; numbers, or
+            `LearnedTemperature` modules, whose parameters become the loss's own.
         field: rule that turns distances into attraction and repulsion.
-        normalize_features: divide coordinates by S, one scalar for the whole batch (Eq. 18-21).
-        normalize_drift: divide each temperature's drift by its RMS lambda, one scalar likewise (Eq. 23-25).
+        normalize_features: divide coordinates by S (Eq. 18-21).
+        normalize_drift: divide each temperature's drift by its RMS lambda (Eq. 23-25).
         process_group: ranks that share one batch, for S and lambda; None means the default group once
             torch.distributed is initialised, this process alone otherwise.
+        feature_extent: what S is a mean over; the paper's is one scalar for the whole batch.
+        drift_extent: what lambda is a mean over; likewise.
+        gain: factor on the normalised drift, the length of a step; 1 in the paper.
+        refuse_nonfinite: raise a ValueError for NaN or infinite samples, on the CPU in the same call, on an
+            accelerator in a later one, since nothing waits for the device. Otherwise they are carried: every loss of
+            the batch becomes NaN.
 
     Raises:
-        ValueError: a temperature that is not finite and positive, or none at all.
+        ValueError: a temperature that is not finite and positive, or none at all; a gain that is not finite and >= 0.
     """
 
     def __init__(
         self,
-        temperatures: Sequence[float] = (0.02, 0.05, 0.2),
+        temperatures: Sequence[float | LearnedTemperature] = (0.02, 0.05, 0.2),
         field: Field = MeanShift(),
         normalize_features: bool = True,
         normalize_drift: bool = True,
         process_group: ProcessGroup | None = None,
+        *,
+        feature_extent: Extent = Extent.BATCH,
+        drift_extent: Extent = Extent.BATCH,
+        gain: float = 1.0,
+        refuse_nonfinite: bool = False,
     ) -> None:
         super().__init__()
-        self.temperatures = _checked_temperatures(temperatures)
+        self.temperatures = temperatures
         self.field = field
         self.normalize_features = normalize_features
         self.normalize_drift = normalize_drift
         self.process_group = process_group
+        self.feature_extent = feature_extent
+        self.drift_extent = drift_extent
+        self.gain = gain
+        self.refuse_nonfinite = refuse_nonfinite
+        self._finite_check = DeferredFiniteCheck()
+
+    @property
+    def temperatures(self) -> tuple[float | LearnedTemperature, ...]:
+        """Kernel widths tau."""
+        return self._temperatures
+
+    @temperatures.setter
+    def temperatures(self, temperatures: Sequence[float | LearnedTemperature]) -> None:
+        self._temperatures = _checked_temperatures(temperatures)
+        self.learned_temperatures = nn.ModuleList(t for t in self._temperatures if isinstance(t, LearnedTemperature))
+
+    @property
+    def gain(self) -> float:
+        """Factor on the normalised drift."""
+        return self._gain
+
+    @gain.setter
+    def gain(self, gain: float) -> None:
+        if not 0 <= gain < float("inf"):
+            raise ValueError(f"gain must be finite and >= 0, got {gain}")
+        self._gain = float(gain)
 
     def forward(
         self,
@@ -69,15 +115,8 @@ class DriftLoss(nn.Module):
         self_ref: Tensor | None = None,
     ) -> Tensor:
         """Mean loss over problems, []; arguments as in `terms`."""
-        return self.terms(
-            gen,
-            pos,
-            neg,
-            gen_weight=gen_weight,
-            pos_weight=pos_weight,
-            neg_weight=neg_weight,
-            self_ref=self_ref,
-        ).loss.mean()
+        inputs = DriftInputs(gen, pos, neg, gen_weight, pos_weight, neg_weight, self_ref)
+        return self.joint_losses([inputs])[0].mean()
 
     def terms(
         self,
@@ -106,17 +145,53 @@ class DriftLoss(nn.Module):
                 positives, negative or non-finite weights. Weights on an accelerator are checked there, without a host
                 sync: a bad one stops the program by a device-side assertion.
         """
-        references = _references(gen, pos, neg, gen_weight, pos_weight, neg_weight, self_ref)
-        drift = compute_drift(
-            references,
-            self.field,
-            self.temperatures,
-            normalize_features=self.normalize_features,
-            normalize_drift=self.normalize_drift,
+        return self.joint_terms([DriftInputs(gen, pos, neg, gen_weight, pos_weight, neg_weight, self_ref)])[0]
+
+    def joint_losses(self, inputs: Sequence[DriftInputs]) -> list[Tensor]:
+        """Losses per problem of K sets of problems, K of [B]: each set has an S and a lambda of its own.
+
+        Sets of equal shape are processed side by side, and ranks exchange the statistics of all sets at once.
+        """
+        problems = [given.problems() for given in inputs]
+        drifts = self._drifts(inputs, problems, with_contact=False)
+        return [_frozen_target_loss(given.gen, drift) for given, drift in zip(inputs, drifts, strict=True)]
+
+    def joint_terms(self, inputs: Sequence[DriftInputs]) -> list[DriftTerms]:
+        """Terms of K sets of problems; see `joint_losses`."""
+        problems = [given.problems() for given in inputs]
+        drifts = self._drifts(inputs, problems, with_contact=True)
+        return [
+            DriftTerms(
+                loss=_frozen_target_loss(given.gen, drift),
+                drift=drift.drift,
+                scale=drift.scale,
+                drift_rms=drift.drift_rms,
+                diagnostics=diagnose(own, drift),
+            )
+            for given, own, drift in zip(inputs, problems, drifts, strict=True)
+        ]
+
+    @property
+    def normalization(self) -> Normalization:
+        """How features and drifts are normalised."""
+        return Normalization(
+            features=self.normalize_features,
+            drift=self.normalize_drift,
+            feature_extent=self.feature_extent,
+            drift_extent=self.drift_extent,
             group=self.process_group,
         )
-        loss: Tensor = FrozenTargetLoss.apply(gen, drift.drift, drift.unit)  # type: ignore[no-untyped-call]
-        return DriftTerms(loss, drift.drift, drift.scale, drift.drift_rms, diagnose(references, drift))
+
+    def _drifts(
+        self, inputs: Sequence[DriftInputs], problems: Sequence[Problems], *, with_contact: bool
+    ) -> list[Drift]:
+        temperatures = [_value(temperature) for temperature in self.temperatures]
+        drifts = compute_drifts(
+            problems, self.field, temperatures, self.normalization, gain=self.gain, with_contact=with_contact
+        )
+        if self.refuse_nonfinite:
+            self._finite_check.watch(torch.stack([drift.scale for drift in drifts]), inputs)
+        return drifts
 
     def extra_repr(self) -> str:
         """Settings, for print(module)."""
@@ -162,83 +237,23 @@ def drift_field(
         if not isinstance(field, MeanShift):
             raise ValueError(f"mask_self={mask_self} applies to MeanShift fields only, got field={field}")
         field = replace(field, mask_self=mask_self)
-    (temperature,) = _checked_temperatures((temperature,))
-    references = _references(gen, pos, neg, gen_weight, pos_weight, neg_weight, self_ref)
-    return raw_drift(references, field, temperature).to(gen.dtype)
+    (checked,) = _checked_temperatures((temperature,))
+    problems = DriftInputs(gen, pos, neg, gen_weight, pos_weight, neg_weight, self_ref).problems()
+    return raw_drift(problems, field, _value(checked)).to(gen.dtype)
 
 
-def _checked_temperatures(temperatures: Sequence[float]) -> tuple[float, ...]:
-    values = tuple(float(tau) for tau in temperatures)
-    if not values or not all(math.isfinite(tau) and tau > 0 for tau in values):
+def _checked_temperatures(temperatures: Sequence[float | LearnedTemperature]) -> tuple[float | LearnedTemperature, ...]:
+    values = tuple(tau if isinstance(tau, LearnedTemperature) else float(tau) for tau in temperatures)
+    valid = all(isinstance(tau, LearnedTemperature) or (math.isfinite(tau) and tau > 0) for tau in values)
+    if not values or not valid:
         raise ValueError(f"temperatures must be finite and > 0, and at least one, got {values}")
     return values
 
 
-def _references(
-    gen: Tensor,
-    pos: Tensor,
-    neg: Tensor | None,
-    gen_weight: Tensor | None,
-    pos_weight: Tensor | None,
-    neg_weight: Tensor | None,
-    self_ref: Tensor | None,
-) -> References:
-    """Check every argument, fill in unit weights, gather."""
-    _check_gen(gen, self_ref)
-    _check_block("pos", "P", pos, gen)
-    if pos.shape[1] == 0:
-        raise ValueError(f"pos must hold at least one positive per problem, got {tuple(pos.shape)}")
-    own = gen if self_ref is None else self_ref
-    if self_ref is not None:
-        _check_block("self_ref", "G'", self_ref, gen)
-        if self_ref.shape[1] == 0:
-            raise ValueError(f"self_ref must hold at least one sample per problem, got {tuple(self_ref.shape)}")
-    weights = [_weight("gen_weight", gen_weight, own)]
-    if neg is not None:
-        _check_block("neg", "N", neg, gen)
-        weights.append(_weight("neg_weight", neg_weight, neg))
-    elif neg_weight is not None:
-        raise ValueError("neg_weight was given without neg; pass the extra negatives neg [B, N, D] as well")
-    weights.append(_weight("pos_weight", pos_weight, pos))
-    return gather_references(gen, pos, neg, self_ref, weights)
+def _value(temperature: float | LearnedTemperature) -> float | Tensor:
+    return temperature().detach() if isinstance(temperature, LearnedTemperature) else temperature
 
 
-def _check_gen(gen: Tensor, self_ref: Tensor | None) -> None:
-    if gen.ndim != 3 or not gen.is_floating_point():
-        raise ValueError(f"gen must be a float tensor [B, G, D], got {gen.dtype} {tuple(gen.shape)}")
-    if 0 in gen.shape:
-        raise ValueError(f"gen must have B, G and D of at least one, got {tuple(gen.shape)}")
-    if gen.shape[1] < 2 and self_ref is None:
-        raise ValueError(
-            f"gen must hold G >= 2 samples per problem, got {tuple(gen.shape)}: nothing repels a single sample, and "
-            "the loss turns into regression with a fixed step; generate more, or pass self_ref, a second batch"
-        )
-
-
-def _check_block(name: str, letter: str, block: Tensor, gen: Tensor) -> None:
-    expected = f"[B, {letter}, D] with B={gen.shape[0]}, D={gen.shape[2]} to match gen {tuple(gen.shape)}"
-    if block.ndim != 3 or block.shape[0] != gen.shape[0] or block.shape[2] != gen.shape[2]:
-        raise ValueError(f"{name} must be {expected}, got {tuple(block.shape)}")
-    if not block.is_floating_point():
-        raise ValueError(f"{name} must be a float tensor, got {block.dtype}; convert and scale it as gen is scaled")
-    if block.device != gen.device:
-        raise ValueError(f"{name} must be on gen's device {gen.device}, got {block.device}")
-
-
-def _weight(name: str, weight: Tensor | None, block: Tensor) -> Tensor:
-    """Weight [B, K] of a block [B, K, D]; ones where none is given, [B] repeated over the block."""
-    shape = block.shape[:2]
-    if weight is None:
-        return block.new_ones(shape, dtype=torch.float32)
-    if weight.shape not in (shape, shape[:1]):
-        raise ValueError(f"{name} must be {list(shape)} or {list(shape[:1])}, got {tuple(weight.shape)}")
-    if weight.device != block.device:
-        raise ValueError(f"{name} must be on the samples' device {block.device}, got {weight.device}")
-    message = f"{name} must be finite and >= 0"
-    valid = (weight >= 0) & (weight < float("inf"))  # False for NaN
-    if weight.device.type == "cpu":
-        if not valid.all():
-            raise ValueError(f"{message}, got {weight[~valid][0].item()}")
-    else:
-        torch._assert_async(valid.all(), message)
-    return weight if weight.ndim == 2 else weight[:, None].expand(shape)
+def _frozen_target_loss(gen: Tensor, drift: Drift) -> Tensor:
+    loss: Tensor = FrozenTargetLoss.apply(gen, drift.drift, drift.unit)  # type: ignore[no-untyped-call]
+    return loss

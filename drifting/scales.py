@@ -1,13 +1,28 @@
-"""Mean distance and RMS over every rank of a process group.
+"""What the two normalisers are means over: a sample, a problem, or the batch on every rank of a process group.
 
 The authors' program is one global batch, so both normalisers are means over all labels, locations and devices. Sums and
 counts are reduced, not means: ranks with different numbers of problems agree with one process.
+Shapes: K sets of problems (one per feature), B problems of one set, G generated.
 """
+
+from collections.abc import Sequence
+from enum import Enum
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+
+class Extent(Enum):
+    """What one normaliser is shared by."""
+
+    BATCH = "batch"
+    """All problems of a feature, on every rank: the paper's choice and the default."""
+    PROBLEM = "problem"
+    """One problem. Problems do not see each other; a feature whose problems differ in size is evened out."""
+    SAMPLE = "sample"
+    """One generated sample. Its feature scale leaves out the sample itself and extra negatives."""
 
 
 def global_sum(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
@@ -22,26 +37,17 @@ def global_sum(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     return total
 
 
-def mean_distance(distance: Tensor, weight: Tensor, group: ProcessGroup | None = None) -> Tensor:
-    """Weighted mean of all pairwise distances of the batch, paper Eq. 18-21 times sqrt(D).
+def global_mean(parts: Sequence[tuple[Tensor, Tensor]], group: ProcessGroup | None = None) -> Tensor:
+    """sum / mass over every rank, with one all-reduce for all.
 
     Args:
-        distance: [B, G, M].
-        weight: [B, M], per reference.
-        group: ranks to average over.
+        parts: sums [K] or [K, T] and masses [K] or [K, 1], of as many groups of sets as there are.
+        group: ranks to sum over.
 
     Returns:
-        [], sum(w d) / sum(w); self pairs take part, as in the authors' code.
+        [sum of all K, T], T = 1 for sums [K]; 0 where there is no mass.
     """
-    weighted = torch.einsum("bgm,bm->", distance, weight)
-    count = weight.sum() * distance.shape[1]
-    total, mass = global_sum(torch.stack([weighted, count]), group).unbind()
-    return total / mass.clamp(min=torch.finfo(mass.dtype).tiny)
-
-
-def root_mean_square(drifts: list[Tensor], group: ProcessGroup | None = None) -> Tensor:
-    """RMS lambda of each drift over problems, samples and channels, paper Eq. 23-25; T of [B, G, D] -> [T]."""
-    squares = [drift.square().sum() for drift in drifts]
-    count = squares[0].new_full((), float(drifts[0].numel()))  # on the device: a copied constant would sync
-    totals = global_sum(torch.stack([*squares, count]), group)
-    return (totals[:-1] / totals[-1]).sqrt()
+    sums = torch.cat([total.reshape(len(total), -1) for total, _ in parts])  # [K, T]
+    masses = torch.cat([mass.reshape(len(mass), 1) for _, mass in parts])  # [K, 1]
+    reduced = global_sum(torch.cat([sums, masses], dim=1), group)
+    return reduced[:, :-1] / reduced[:, -1:].clamp(min=torch.finfo(reduced.dtype).tiny)

@@ -20,7 +20,8 @@ class Columns:
     `self_is_gen` tells that the self block is the generated batch itself, so that entry (i, i) pairs a sample with
     itself; it is False for an independent second batch. `weight` [B, M] multiplies affinities after `MeanShift` has
     normalised them: weight 2 is not the same as a duplicated column, nor weight 0 as an absent one, because the
-    normalising sums do not see weights. `Sinkhorn` takes it as mass, and there both are the same.
+    normalising sums do not see weights. `Sinkhorn` takes it as mass, and there both are the same. Weights outside the
+    columns `weighted`, a slice with start and stop, are all one.
     """
 
     num_self: int
@@ -28,35 +29,53 @@ class Columns:
     num_pos: int
     self_is_gen: bool
     weight: Tensor
+    weighted: slice
 
     @property
     def num_negative(self) -> int:
         """Columns that repel: generated and extra negatives; positives start at this index."""
         return self.num_self + self.num_neg
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether any weight may differ from one."""
+        return bool(self.weighted.start != self.weighted.stop)
+
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """What tells whether the kernel sees anything at one temperature."""
+    """What tells whether the kernel sees anything at one temperature, of each problem."""
 
-    positive_mass: Tensor  # []  mean over generated samples of their summed affinity to positives
-    negative_mass: Tensor  # []  the same to generated samples and extra negatives
-    floor_share: Tensor  # []  share of affinities that stand on the field's floor; 0 for a field without one
+    positive_mass: Tensor  # [B]  mean over generated samples of their summed affinity to positives
+    negative_mass: Tensor  # [B]  the same to generated samples and extra negatives
+    floor_share: Tensor | None = None  # [B]  share of affinities that stand on the field's floor; None without one
+    plan_error: Tensor | None = None  # [B]  largest relative error of a column's mass; None without a transport plan
+    sweeps: Tensor | None = None  # [B]  Sinkhorn sweeps that were run; None without a transport plan
 
 
 @dataclass(frozen=True, slots=True)
 class Coupling:
-    """Coefficients of one field at one temperature."""
+    """Coefficients of one field at one temperature.
+
+    `balanced` promises that every row of coefficients sums to zero up to rounding. The sum over references then needs
+    no term in x itself, V_i = sum_j c_ij y_j, and the engine leaves it out.
+    """
 
     coefficients: Tensor  # [B, G, M]  signed
-    contact: Contact
+    balanced: bool
+    contact: Contact | None  # None unless asked for
 
 
 class Field(Protocol):
-    """Distances [B, G, M] -> `Coupling`; runs without gradient, in float32 or float64."""
+    """Distances [B, G, M] -> `Coupling`; runs without gradient, in float32 or float64.
 
-    def __call__(self, distance: Tensor, columns: Columns, *, temperature: float) -> Coupling:
-        """Coefficients at `temperature`, in the unit of `distance`."""
+    The engine calls a field on a few problems at a time: a problem must not depend on its neighbours in the batch.
+    """
+
+    def __call__(
+        self, distance: Tensor, columns: Columns, *, temperature: float | Tensor, with_contact: bool = True
+    ) -> Coupling:
+        """Coefficients at `temperature` (a number or [], in the unit of `distance`); `distance` is left as it is."""
         ...
 
 

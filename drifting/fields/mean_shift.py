@@ -7,36 +7,28 @@
 The authors' code floors a at 1e-3. The floor is what attracts samples that lie far from all data, and what freezes
 low-dimensional problems at low temperature: keep it for features of some 64 dimensions and more, drop it (`floor=0`)
 for pixels, actions and toys in few dimensions.
+Shapes: B problems, G generated, M references.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
 
-from drifting.fields.field import Columns, Contact, Coupling, self_pairs
+from drifting.fields.affinities import Affinity, two_sided_affinity
+from drifting.fields.field import Columns, Contact, Coupling
 from drifting.kernels import Kernel, laplacian
-
-Affinity = Callable[[Tensor], Tensor]
-"""log-affinity [B, G, M] -> non-negative affinity [B, G, M]."""
+from drifting.native import kernels as native
 
 
-def two_sided_affinity(log_affinity: Tensor) -> Tensor:
-    """sqrt(softmax over references * softmax over generated samples), Alg. 2 steps 3-4; [B, G, M] -> [B, G, M]."""
-    row = log_affinity.logsumexp(dim=-1, keepdim=True)
-    column = log_affinity.logsumexp(dim=-2, keepdim=True)
-    return (log_affinity - 0.5 * (row + column)).exp()
+class WeightPlacement(Enum):
+    """Where the weights of references act."""
 
-
-def row_affinity(log_affinity: Tensor) -> Tensor:
-    """Softmax over references alone (Table 11, "softmax over y only"); [B, G, M] -> [B, G, M]."""
-    return log_affinity.softmax(dim=-1)
-
-
-def unnormalized_affinity(log_affinity: Tensor) -> Tensor:
-    """The bare kernel, Z = 1 (Table 11, "none"): underflows to zero where everything is far; [B, G, M] -> [B, G, M]."""
-    return log_affinity.exp()
+    AFFINITY = "affinity"
+    """On the normalised affinity: the authors' code. A reference of weight 0 still dilutes the others."""
+    KERNEL = "kernel"
+    """On the kernel, before it is normalised: weight 2 is a duplicate, weight 0 an absent reference."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +43,10 @@ class MeanShift:
             own negatives an unmasked field pulls every sample inwards.
         attraction: factor on the pull to positives (Table 1).
         repulsion: factor on the push off negatives (Table 1).
+        separate_blocks: normalise affinities to positives and to negatives each on their own, the "Sinkhorn proxy" of
+            arXiv 2605.05118, instead of in one matrix.
+        weight_placement: where weights of references act, guidance included.
+        bias_correction: take the O(1/n) bias of self-normalised means out of both centroids (ABC, arXiv 2604.27239).
     """
 
     kernel: Kernel = laplacian
@@ -59,6 +55,9 @@ class MeanShift:
     mask_self: bool = True
     attraction: float = 1.0
     repulsion: float = 1.0
+    separate_blocks: bool = False
+    weight_placement: WeightPlacement = WeightPlacement.AFFINITY
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         for name in ("floor", "attraction", "repulsion"):
@@ -66,23 +65,84 @@ class MeanShift:
             if not 0 <= value < float("inf"):
                 raise ValueError(f"MeanShift: {name} must be finite and >= 0, got {value}")
 
-    def __call__(self, distance: Tensor, columns: Columns, *, temperature: float) -> Coupling:
+    def __call__(
+        self, distance: Tensor, columns: Columns, *, temperature: float | Tensor, with_contact: bool = True
+    ) -> Coupling:
         """Coupling of distances [B, G, M]; see the module's formula."""
+        if (fused := self._fused(distance, columns, temperature)) is not None:
+            contact = self._contact_of_fused(fused, distance) if with_contact else None
+            return Coupling(fused.coefficients, self.attraction == self.repulsion, contact)
+        log_affinity = self._log_affinity(distance, columns, temperature)
+        if self.separate_blocks:
+            parts = log_affinity.split_with_sizes([columns.num_negative, columns.num_pos], dim=-1)
+            affinity = torch.cat([self.affinity(part) for part in parts], dim=-1)
+        else:
+            affinity = self.affinity(log_affinity)
+        floor_share = None
+        if self.floor > 0:
+            affinity = affinity.clamp_(min=self.floor)
+            floor_share = (affinity <= self.floor).to(distance.dtype).mean((1, 2)) if with_contact else None
+        if columns.is_weighted and self.weight_placement is WeightPlacement.AFFINITY:
+            affinity[..., columns.weighted] *= columns.weight[:, None, columns.weighted]
+
+        negative, positive = affinity.split_with_sizes([columns.num_negative, columns.num_pos], dim=-1)
+        negative_sum, positive_sum = negative.sum(-1, keepdim=True), positive.sum(-1, keepdim=True)  # [B, G, 1]
+        if self.bias_correction:
+            remove_centroid_bias(negative, negative_sum)
+            remove_centroid_bias(positive, positive_sum)
+        positive *= negative_sum if self.attraction == 1 else self.attraction * negative_sum
+        negative *= positive_sum * -self.repulsion
+        contact = Contact(positive_sum.mean((1, 2)), negative_sum.mean((1, 2)), floor_share) if with_contact else None
+        return Coupling(affinity, self.attraction == self.repulsion, contact)
+
+    def _fused(
+        self, distance: Tensor, columns: Columns, temperature: float | Tensor
+    ) -> native.MeanShiftCoupling | None:
+        """The same by one C function, for the default rule on the CPU; None where that does not apply."""
+        default_rule = (
+            self.kernel is laplacian
+            and self.affinity is two_sided_affinity
+            and not self.separate_blocks
+            and not self.bias_correction
+            and not (columns.is_weighted and self.weight_placement is WeightPlacement.KERNEL)
+        )
+        if not default_rule or not distance.is_contiguous() or not native.usable(distance, columns.weight):
+            return None
+        return native.mean_shift(
+            distance,
+            columns.weight if columns.is_weighted else None,
+            num_negative=columns.num_negative,
+            temperature=float(temperature),
+            floor=self.floor,
+            attraction=self.attraction,
+            repulsion=self.repulsion,
+            mask_self=self.mask_self and columns.self_is_gen,
+        )
+
+    def _contact_of_fused(self, fused: native.MeanShiftCoupling, distance: Tensor) -> Contact:
+        positive, negative = fused.mass.mean(1).unbind(-1)
+        pairs = distance.shape[1] * distance.shape[2]
+        return Contact(positive, negative, fused.on_floor / pairs if self.floor > 0 else None)
+
+    def _log_affinity(self, distance: Tensor, columns: Columns, temperature: float | Tensor) -> Tensor:
+        """Log of the kernel, self pairs masked; a tensor of our own."""
         log_affinity = self.kernel(distance, temperature)
+        if log_affinity.data_ptr() == distance.data_ptr():
+            log_affinity = log_affinity.clone()
+        if columns.is_weighted and self.weight_placement is WeightPlacement.KERNEL:
+            log_affinity[..., columns.weighted] += columns.weight[:, None, columns.weighted].log()
         if self.mask_self and columns.self_is_gen:
             # Minus infinity is an affinity of exactly zero at every temperature; every row and column keeps other
             # entries, since a batch that is its own negatives has at least two samples.
-            log_affinity = log_affinity.masked_fill(
-                self_pairs(distance.shape[1], columns, distance.device), float("-inf")
-            )
-        affinity = self.affinity(log_affinity).clamp(min=self.floor)
-        floor_share = (affinity <= self.floor).to(distance.dtype).mean() if self.floor else distance.new_zeros(())
+            log_affinity[..., : columns.num_self].diagonal(dim1=-2, dim2=-1).fill_(float("-inf"))
+        return log_affinity
 
-        weighted = affinity * columns.weight[:, None, :]
-        negative, positive = torch.split(weighted, [columns.num_negative, columns.num_pos], dim=-1)
-        negative_sum = negative.sum(-1, keepdim=True)  # [B, G, 1]
-        positive_sum = positive.sum(-1, keepdim=True)  # [B, G, 1]
-        pull = positive * (self.attraction * negative_sum)
-        push = negative * (-self.repulsion * positive_sum)
-        contact = Contact(positive_sum.mean(), negative_sum.mean(), floor_share)
-        return Coupling(torch.cat([push, pull], dim=-1), contact)
+
+def remove_centroid_bias(affinity: Tensor, total: Tensor) -> None:
+    """Turn p = a / sum_j a into p + p^2 - p sum_j p^2, in place; affinity a [B, G, K], total [B, G, 1].
+
+    The centroid c = sum_j p_j y_j of n draws is biased by -sum_j p_j^2 (y_j - c) + O(1/n^2): the bias of a quotient of
+    means, with its expectation replaced by the sample. Adding the opposite leaves the sum of p at one.
+    """
+    share = affinity / total.clamp(min=torch.finfo(total.dtype).tiny)
+    affinity *= 1 + share - share.square().sum(-1, keepdim=True)

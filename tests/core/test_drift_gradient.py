@@ -103,11 +103,15 @@ def test_inputs_are_left_as_they_were():
         assert torch.equal(block, copy)
 
 
-def test_the_frozen_target_has_no_second_derivative():
+def test_the_frozen_target_refuses_a_second_derivative():
+    """Zero, which autograd would take it for, is wrong."""
     gen, pos, _ = batch()
     gen.requires_grad_()
     (first,) = torch.autograd.grad(DriftLoss()(gen, pos), gen, create_graph=True)
-    assert not first.requires_grad
+    (plain,) = torch.autograd.grad(DriftLoss()(gen, pos), gen)
+    assert torch.equal(first, plain)
+    with pytest.raises(RuntimeError, match=r"the drifting loss has no second derivative.*create_graph=True"):
+        first.square().sum().backward()
 
 
 def test_samples_need_no_gradient_to_be_judged():

@@ -9,6 +9,8 @@ import torch
 
 import drifting
 from drifting import DriftLoss, FeatureDriftLoss, GuidanceRange, MeanShift, SampleQueue, Sinkhorn, drift_field
+from drifting.fields import WeightPlacement
+from drifting.scales import Extent
 
 NAMES = {
     "DriftLoss",
@@ -57,6 +59,10 @@ def test_defaults_are_the_authors_settings():
         "normalize_features": True,
         "normalize_drift": True,
         "process_group": None,
+        "feature_extent": Extent.BATCH,
+        "drift_extent": Extent.BATCH,
+        "gain": 1.0,
+        "refuse_nonfinite": False,
     }
     assert defaults(MeanShift) == {
         "kernel": drifting.laplacian,
@@ -65,6 +71,9 @@ def test_defaults_are_the_authors_settings():
         "mask_self": True,
         "attraction": 1.0,
         "repulsion": 1.0,
+        "separate_blocks": False,
+        "weight_placement": WeightPlacement.AFFINITY,
+        "bias_correction": False,
     }
     assert defaults(GuidanceRange) == {"low": 1.0, "high": 4.0, "power": 3.0, "off_probability": 0.0}
     assert defaults(drift_field)["temperature"] == 0.05
@@ -80,11 +89,12 @@ def test_signatures():
         assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in weights)
         assert all(default is None for default in defaults(call).values())
     assert set(inspect.signature(drift_field).parameters) >= {*samples, *weights, "temperature", "field", "mask_self"}
-    assert list(inspect.signature(FeatureDriftLoss).parameters) == ["encoder", "loss"]
+    assert list(inspect.signature(FeatureDriftLoss).parameters) == ["encoder", "loss", "budget"]
     assert list(inspect.signature(GuidanceRange.sample).parameters) == ["self", "n", "generator", "device"]
     assert list(inspect.signature(drifting.guidance_weight).parameters) == ["alpha", "num_gen", "num_uncond"]
     queue = inspect.signature(SampleQueue).parameters
-    assert list(queue) == ["num_classes", "capacity", "sample_shape", "dtype", "generator"]
+    positional = [name for name, p in queue.items() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    assert positional == ["num_classes", "capacity", "sample_shape", "dtype", "generator"]
     assert queue["dtype"].default is torch.float32
 
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from field_formulas import ask
 from scipy.optimize import linear_sum_assignment
 
 from drifting import DriftLoss, Sinkhorn, drift_field
-from drifting.fields.sinkhorn import half_squared_distance, transport_plan
+from drifting.fields.sinkhorn import column_error, distance_cost, half_squared_distance, transport_plan
 
 
 def clouds(*counts: int, seed: int = 0, batch: int = 2) -> list[torch.Tensor]:
@@ -17,6 +18,10 @@ def clouds(*counts: int, seed: int = 0, batch: int = 2) -> list[torch.Tensor]:
 def cost(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """|x - y|^2 / 2; [B, G, D], [B, M, D] -> [B, G, M]."""
     return 0.5 * (x[:, :, None] - y[:, None]).square().sum(-1)
+
+
+def unit_weight(*shape: int) -> torch.Tensor:
+    return torch.ones(*shape, dtype=torch.float64)
 
 
 def entropic_cost(x: torch.Tensor, y: torch.Tensor, mass: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -40,7 +45,7 @@ def test_rows_sum_to_one_and_columns_to_their_mass(weighted):
     x, y = clouds(5, 7)
     rng = torch.Generator().manual_seed(1)
     weight = torch.rand(2, 7, generator=rng, dtype=torch.float64) if weighted else torch.ones(2, 7, dtype=torch.float64)
-    plan = transport_plan(cost(x, y), weight, temperature=0.3, iterations=2000)
+    plan = transport_plan(cost(x, y), weight, temperature=0.3, iterations=2000).matrix
     torch.testing.assert_close(plan.sum(-1), torch.ones(2, 5, dtype=torch.float64), rtol=1e-14, atol=0)
     torch.testing.assert_close(plan.sum(-2), 5 * weight / weight.sum(-1, keepdim=True), rtol=1e-9, atol=0)
 
@@ -49,7 +54,7 @@ def test_rows_are_exact_after_one_sweep_and_for_costs_of_any_size():
     x, y = clouds(5, 7)
     for size in (1.0, 1e4, 1e15):
         plan = transport_plan((size * cost(x, y)).float(), torch.ones(2, 7), temperature=0.05, iterations=1)
-        torch.testing.assert_close(plan.sum(-1), torch.ones(2, 5), rtol=1e-6, atol=0)
+        torch.testing.assert_close(plan.matrix.sum(-1), torch.ones(2, 5), rtol=1e-6, atol=0)
 
 
 def test_more_iterations_fit_the_columns_better():
@@ -57,7 +62,7 @@ def test_more_iterations_fit_the_columns_better():
 
     def misfit(iterations: int) -> float:
         plan = transport_plan(cost(x, y), torch.ones(2, 7, dtype=torch.float64), temperature=0.1, iterations=iterations)
-        return (plan.sum(-2) - 5 / 7).abs().max().item()
+        return (plan.matrix.sum(-2) - 5 / 7).abs().max().item()
 
     assert misfit(1) > 2 * misfit(20) > 4 * misfit(500)
 
@@ -65,7 +70,9 @@ def test_more_iterations_fit_the_columns_better():
 @pytest.mark.parametrize("seed", range(4))
 def test_plan_tends_to_the_optimal_assignment_at_low_temperature(seed):
     x, y = clouds(6, 6, seed=seed, batch=1)
-    plan = transport_plan(cost(x, y), torch.ones(1, 6, dtype=torch.float64), temperature=2e-3, iterations=3000)[0]
+    plan = transport_plan(cost(x, y), torch.ones(1, 6, dtype=torch.float64), temperature=2e-3, iterations=3000).matrix[
+        0
+    ]
     rows, columns = linear_sum_assignment(cost(x, y)[0].numpy())
     assignment = torch.zeros(6, 6, dtype=torch.float64)
     assignment[rows, columns] = 1.0
@@ -122,6 +129,7 @@ def test_cost_is_a_free_choice():
     torch.testing.assert_close(named, drift_field(x, p, self_ref=q, field=Sinkhorn()))
     other = drift_field(x, p, self_ref=q, field=Sinkhorn(cost=lambda d: d))
     assert (other - named).abs().max() > 1e-3
+    assert torch.equal(other, drift_field(x, p, self_ref=q, field=Sinkhorn(cost=distance_cost)))
 
 
 def test_refused_without_a_second_batch():
@@ -136,6 +144,9 @@ def test_refused_without_an_iteration():
         Sinkhorn(iterations=0)
     with pytest.raises(ValueError, match="guidance_temperature must be finite and > 0, got 0"):
         Sinkhorn(guidance_temperature=0)
+    for value in (-1e-4, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"tolerance must lie in \[0, 1\), a relative mass error, got"):
+            Sinkhorn(tolerance=value)
 
 
 def test_refused_without_mass():
@@ -158,3 +169,63 @@ def test_guidance_is_off_at_weight_zero_and_pushes_towards_what_only_positives_h
     )
     # transport +1; guidance: m = 4 / 2, share 1/2 of each, (1 - 1/2) 1 - 1/2 (-1) = 1
     torch.testing.assert_close(guided, torch.full_like(one, 3.0), rtol=1e-6, atol=0)
+
+
+# Tolerance: stop when the columns fit.
+
+
+def test_column_error_is_the_largest_relative_one():
+    plan = torch.tensor([[[0.5, 0.5, 0.0], [0.7, 0.3, 0.0]]], dtype=torch.float64)
+    weight = torch.tensor([[3.0, 1.0, 0.0]], dtype=torch.float64)
+    # Masses 1.5, 0.5 and none; sums 1.2, 0.8, 0.
+    torch.testing.assert_close(column_error(plan, weight), torch.tensor([0.6], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-5])
+def test_a_tolerance_stops_at_the_first_sweep_that_meets_it(tolerance):
+    x, y = clouds(6, 9, batch=3)
+    weight = 0.2 + torch.rand(3, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weight[:, 4] = 0.0
+    given = {"temperature": 0.3, "iterations": 1000}
+    stopped = transport_plan(cost(x, y), weight, tolerance=tolerance, **given)
+    assert len(set(stopped.sweeps.tolist())) > 1  # problems stop one by one
+    assert (column_error(stopped.matrix, weight) < tolerance).all()
+    for b, sweeps in enumerate(stopped.sweeps.int().tolist()):
+        fixed, before = (
+            transport_plan(cost(x, y)[b : b + 1], weight[b : b + 1], temperature=0.3, iterations=n).matrix
+            for n in (sweeps, sweeps - 1)
+        )
+        torch.testing.assert_close(stopped.matrix[b : b + 1], fixed, rtol=1e-12, atol=0)
+        assert column_error(before, weight[b : b + 1]) >= tolerance
+
+
+def test_with_a_tolerance_no_problem_depends_on_its_neighbours():
+    x, y = clouds(6, 9, batch=4)
+    given = {"temperature": 0.3, "iterations": 1000, "tolerance": 1e-3}
+    together = transport_plan(cost(x, y), unit_weight(4, 9), **given)
+    for b in range(4):
+        alone = transport_plan(cost(x, y)[b : b + 1], unit_weight(1, 9), **given)
+        assert torch.equal(alone.matrix, together.matrix[b : b + 1])
+        assert alone.sweeps == together.sweeps[b]
+
+
+def test_iterations_bound_the_sweeps_of_a_tolerance():
+    x, y = clouds(6, 9)
+    plan = transport_plan(cost(x, y), unit_weight(2, 9), temperature=0.01, iterations=5, tolerance=1e-9)
+    assert plan.sweeps.tolist() == [5, 5]
+    fixed = transport_plan(cost(x, y), unit_weight(2, 9), temperature=0.01, iterations=5)
+    assert torch.equal(plan.matrix, fixed.matrix) and fixed.sweeps.tolist() == [5, 5]
+
+
+def test_contact_tells_how_well_the_plans_fit():
+    x, p, q = clouds(4, 5, 6)
+    loose = ask(Sinkhorn(2), x, p, self_ref=q, temperature=0.05).contact
+    tight = ask(Sinkhorn(5000, tolerance=1e-4), x, p, self_ref=q, temperature=0.05).contact
+    assert loose.sweeps.tolist() == [2, 2] and (tight.sweeps > 2).all()
+    assert (loose.plan_error > 1e-2).all() and (tight.plan_error < 1e-4).all()
+    assert loose.plan_error.shape == tight.positive_mass.shape == (2,)
+    pull, push = (
+        transport_plan(cost(x, y), unit_weight(2, y.shape[1]), temperature=0.05, iterations=2).matrix for y in (p, q)
+    )
+    worse = torch.maximum(column_error(pull, unit_weight(2, 5)), column_error(push, unit_weight(2, 6)))
+    torch.testing.assert_close(loose.plan_error, worse)

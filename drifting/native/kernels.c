@@ -1,0 +1,164 @@
+/* Elementwise steps of the default drifting loss on the CPU, each fused into few passes over memory that stays in the
+ * cache. Products of matrices are left to torch. Every function here has a plain PyTorch twin in the package, which is
+ * its oracle in the tests and runs where this file cannot: other fields, other types, other devices, no compiler.
+ *
+ * Shapes: b problems, G generated, M references, D features; all arrays are float32 and contiguous unless a stride
+ * (in floats, between problems) is given.
+ */
+#include <math.h>
+#include <stddef.h>
+
+/* exp(x) to 2 units in the last place for x <= 88; 0 below -87; NaN stays NaN. Written so that compilers vectorise it. */
+static inline float exp_nonpositive(float x)
+{
+    const float log2e = 1.44269504089f, ln2_high = 0.693145751953125f, ln2_low = 1.42860677e-6f;
+    float clipped = x < -87.0f ? -87.0f : x;
+    float n = rintf(clipped * log2e);
+    float r = fmaf(-n, ln2_low, fmaf(-n, ln2_high, clipped)); /* |r| <= ln 2 / 2 */
+    float p = 1.0f / 5040;
+    p = fmaf(p, r, 1.0f / 720);
+    p = fmaf(p, r, 1.0f / 120);
+    p = fmaf(p, r, 1.0f / 24);
+    p = fmaf(p, r, 1.0f / 6);
+    p = fmaf(p, r, 0.5f);
+    p = fmaf(p, r, 1.0f);
+    p = fmaf(p, r, 1.0f);
+    union { int i; float f; } power = { ((int)n + 127) << 23 };
+    return x < -87.0f ? 0.0f : p * power.f;
+}
+
+/* refs[b, first : first + count, :] = raw - centre, and |refs|^2. */
+void centre_samples(const float *raw, const float *centre, float *refs, float *square, ptrdiff_t problems,
+                    ptrdiff_t count, ptrdiff_t width, ptrdiff_t refs_stride, ptrdiff_t square_stride)
+{
+    for (ptrdiff_t b = 0; b < problems; b++) {
+        const float *c = centre + b * width;
+        for (ptrdiff_t k = 0; k < count; k++) {
+            const float *x = raw + (b * count + k) * width;
+            float *y = refs + b * refs_stride + k * width;
+            float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+            for (ptrdiff_t d = 0; d < width; d++) {
+                float v = x[d] - c[d];
+                y[d] = v;
+                sum += v * v;
+            }
+            square[b * square_stride + k] = sum;
+        }
+    }
+}
+
+/* distance = sqrt(max(|x|^2 + |y|^2 - 2 x.y, smallest)), self pairs exactly sqrt(smallest) where the first G references
+ * are the generated samples; row_sum = sum_j w_j distance. `inner` may be `distance` itself. `weight` may be NULL. */
+void distances(const float *inner, ptrdiff_t inner_stride, const float *own, ptrdiff_t own_stride, const float *square,
+               ptrdiff_t square_stride, const float *weight, float *distance, float *row_sum, ptrdiff_t problems, ptrdiff_t num_gen,
+               ptrdiff_t num_refs, float smallest, int self_is_gen)
+{
+    for (ptrdiff_t b = 0; b < problems; b++) {
+        const float *y2 = square + b * square_stride, *w = weight ? weight + b * num_refs : NULL;
+        for (ptrdiff_t i = 0; i < num_gen; i++) {
+            const float *xy = inner + b * inner_stride + i * num_refs;
+            float *d = distance + (b * num_gen + i) * num_refs;
+            float x2 = own[b * own_stride + i], sum = 0.0f;
+            for (ptrdiff_t j = 0; j < num_refs; j++) {
+                float squared = x2 + y2[j] - 2.0f * xy[j];
+                d[j] = sqrtf(squared < smallest ? smallest : squared);
+            }
+            if (self_is_gen)
+                d[i] = sqrtf(smallest);
+            if (w) {
+#pragma omp simd reduction(+ : sum)
+                for (ptrdiff_t j = 0; j < num_refs; j++)
+                    sum += w[j] * d[j];
+            } else {
+#pragma omp simd reduction(+ : sum)
+                for (ptrdiff_t j = 0; j < num_refs; j++)
+                    sum += d[j];
+            }
+            row_sum[b * num_gen + i] = sum;
+        }
+    }
+}
+
+/* Coefficients of the mean-shift field with the Laplacian kernel and the two-sided affinity (see fields/mean_shift.py).
+ *
+ * `column` is working memory of num_refs floats. mass[b, i, :] = (sum of affinities to positives, to negatives),
+ * on_floor[b] = number of affinities on the floor. Returns the index of the first problem whose sums underflow, from
+ * which on nothing is written; `problems` if there is none.
+ */
+ptrdiff_t mean_shift(const float *distance, const float *weight, float *coefficients, float *mass, float *on_floor,
+                     float *column, ptrdiff_t problems, ptrdiff_t num_gen, ptrdiff_t num_refs, ptrdiff_t num_negative,
+                     float temperature, float floor_value, float attraction, float repulsion, int mask_self,
+                     float smallest_sum)
+{
+    const float inverse = 1.0f / temperature;
+    for (ptrdiff_t b = 0; b < problems; b++) {
+        const float *d = distance + b * num_gen * num_refs, *w = weight ? weight + b * num_refs : NULL;
+        float *c = coefficients + b * num_gen * num_refs, *m = mass + b * num_gen * 2;
+        float nearest = INFINITY;
+        for (ptrdiff_t i = 0; i < num_gen; i++) {
+            const float *di = d + i * num_refs;
+            float row = INFINITY;
+            ptrdiff_t own = mask_self ? i : num_refs;
+#pragma omp simd reduction(min : row)
+            for (ptrdiff_t j = 0; j < own; j++)
+                row = di[j] < row ? di[j] : row;
+#pragma omp simd reduction(min : row)
+            for (ptrdiff_t j = own + 1; j < num_refs; j++)
+                row = di[j] < row ? di[j] : row;
+            nearest = row < nearest ? row : nearest;
+        }
+        for (ptrdiff_t j = 0; j < num_refs; j++)
+            column[j] = 0.0f;
+        for (ptrdiff_t i = 0; i < num_gen; i++) {
+            const float *di = d + i * num_refs;
+            float *ci = c + i * num_refs, sum = 0.0f;
+            for (ptrdiff_t j = 0; j < num_refs; j++)
+                ci[j] = exp_nonpositive((nearest - di[j]) * inverse);
+            if (mask_self)
+                ci[i] = 0.0f;
+#pragma omp simd reduction(+ : sum)
+            for (ptrdiff_t j = 0; j < num_refs; j++) {
+                sum += ci[j];
+                column[j] += ci[j];
+            }
+            if (!(sum >= smallest_sum))
+                return b;
+            m[2 * i] = 1.0f / sqrtf(sum);
+        }
+        for (ptrdiff_t j = 0; j < num_refs; j++) {
+            if (!(column[j] >= smallest_sum))
+                return b;
+            column[j] = 1.0f / sqrtf(column[j]);
+        }
+        float floored = 0.0f;
+        for (ptrdiff_t i = 0; i < num_gen; i++) {
+            float *ci = c + i * num_refs, row = m[2 * i], negative = 0.0f, positive = 0.0f, count = 0.0f;
+#pragma omp simd reduction(+ : count)
+            for (ptrdiff_t j = 0; j < num_refs; j++) {
+                float a = ci[j] * row * column[j];
+                count += a <= floor_value ? 1.0f : 0.0f;
+                ci[j] = a < floor_value ? floor_value : a;
+            }
+            floored += count;
+            if (w)
+                for (ptrdiff_t j = 0; j < num_refs; j++)
+                    ci[j] *= w[j];
+#pragma omp simd reduction(+ : negative)
+            for (ptrdiff_t j = 0; j < num_negative; j++)
+                negative += ci[j];
+#pragma omp simd reduction(+ : positive)
+            for (ptrdiff_t j = num_negative; j < num_refs; j++)
+                positive += ci[j];
+            m[2 * i] = positive;
+            m[2 * i + 1] = negative;
+            float push = -repulsion * positive, pull = attraction * negative;
+            for (ptrdiff_t j = 0; j < num_negative; j++)
+                ci[j] *= push;
+            for (ptrdiff_t j = num_negative; j < num_refs; j++)
+                ci[j] *= pull;
+        }
+        on_floor[b] = floored;
+    }
+    return problems;
+}

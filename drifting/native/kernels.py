@@ -1,0 +1,167 @@
+"""kernels.c called on tensors; each function has a plain twin, and says where it applies.
+
+Shapes: b problems, G generated, M references, D features, K samples of one block.
+"""
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drifting.native.library import load
+
+_size, _float, _int, _array = ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int, ctypes.c_void_p
+_ARGUMENTS = {
+    "centre_samples": (None, (_array,) * 4 + (_size,) * 5),
+    "distances": (None, (_array, _size) * 3 + (_array,) * 3 + (_size,) * 3 + (_float, _int)),
+    "mean_shift": (_size, (_array,) * 6 + (_size,) * 4 + (_float,) * 4 + (_int, _float)),
+}
+SMALLEST_SUM = 1e-25  # as in fields/affinities.py
+
+
+@dataclass(frozen=True, slots=True)
+class MeanShiftCoupling:
+    """What the mean-shift kernel finds in b problems."""
+
+    coefficients: Tensor  # [b, G, M]
+    mass: Tensor  # [b, G, 2]  summed affinity of each sample to positives and to negatives
+    on_floor: Tensor  # [b]  number of pairs on the floor
+
+
+def _function(name: str) -> Callable[..., int] | None:
+    library = load()
+    if library is None:
+        return None
+    function = getattr(library, name)
+    if function.argtypes is None:
+        function.restype, function.argtypes = _ARGUMENTS[name]
+    return function  # type: ignore[no-any-return]
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Whether the kernels can run on these: float32 in this machine's memory, and a compiler was found."""
+    return all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors) and load() is not None
+
+
+def centre_samples(raw: Tensor, centre: Tensor, refs: Tensor, square: Tensor) -> None:
+    """refs = raw - centre and square = |refs|^2; raw [b, K, D], centre [b, 1, D] -> refs [b, K, D], square [b, K].
+
+    `raw` and `centre` are contiguous; the others in each problem.
+    """
+    count, width = raw.shape[1:]
+
+    def part(start: int, stop: int) -> None:
+        _function("centre_samples")(  # type: ignore[misc]
+            raw[start:].data_ptr(),
+            centre[start:].data_ptr(),
+            refs[start:].data_ptr(),
+            square[start:].data_ptr(),
+            stop - start,
+            count,
+            width,
+            refs.stride(0),
+            square.stride(0),
+        )
+
+    _over_problems(len(raw), part)
+
+
+def distances(
+    inner: Tensor,
+    own: Tensor,
+    square: Tensor,
+    weight: Tensor | None,
+    distance: Tensor,
+    row_sum: Tensor,
+    *,
+    smallest: float,
+    self_is_gen: bool,
+) -> None:
+    """Distances [b, G, M] and sum_j w_j d_ij [b, G], of inner products and squared norms; `inner` may be `distance`."""
+    num_gen, num_refs = distance.shape[1:]
+
+    def part(start: int, stop: int) -> None:
+        _function("distances")(  # type: ignore[misc]
+            inner[start:].data_ptr(),
+            inner.stride(0),
+            own[start:].data_ptr(),
+            own.stride(0),
+            square[start:].data_ptr(),
+            square.stride(0),
+            None if weight is None else weight[start:].data_ptr(),
+            distance[start:].data_ptr(),
+            row_sum[start:].data_ptr(),
+            stop - start,
+            num_gen,
+            num_refs,
+            smallest,
+            self_is_gen,
+        )
+
+    _over_problems(len(distance), part)
+
+
+def mean_shift(
+    distance: Tensor,
+    weight: Tensor | None,
+    *,
+    num_negative: int,
+    temperature: float,
+    floor: float,
+    attraction: float,
+    repulsion: float,
+    mask_self: bool,
+) -> MeanShiftCoupling | None:
+    """Mean shift of distances [b, G, M] with reference weights [b, M]; None where a problem's sums underflow."""
+    problems, num_gen, num_refs = distance.shape
+    coefficients = torch.empty_like(distance)
+    mass, on_floor = distance.new_empty(problems, num_gen, 2), distance.new_empty(problems)
+    done = []
+
+    def part(start: int, stop: int) -> None:
+        column = distance.new_empty(num_refs)
+        found = _function(
+            "mean_shift"
+        )(  # type: ignore[misc]
+            distance[start:].data_ptr(),
+            None if weight is None else weight[start:].data_ptr(),
+            coefficients[start:].data_ptr(),
+            mass[start:].data_ptr(),
+            on_floor[start:].data_ptr(),
+            column.data_ptr(),
+            stop - start,
+            num_gen,
+            num_refs,
+            num_negative,
+            temperature,
+            floor,
+            attraction,
+            repulsion,
+            mask_self,
+            SMALLEST_SUM,
+        )
+        done.append(found == stop - start)
+
+    _over_problems(problems, part)
+    return MeanShiftCoupling(coefficients, mass, on_floor) if all(done) else None
+
+
+def _over_problems(count: int, part: Callable[[int, int], None]) -> None:
+    """Run part(start, stop) over all problems, on as many threads as torch uses."""
+    threads = min(torch.get_num_threads(), count)
+    if threads == 1:
+        part(0, count)
+        return
+    bounds = [count * i // threads for i in range(threads + 1)]
+    list(_pool(os.getpid(), threads).map(part, bounds[:-1], bounds[1:]))
+
+
+@functools.cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads of this process (a forked child has none of its parent's); C code runs on them without the GIL."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="drifting")

@@ -1,0 +1,156 @@
+"""Drifting problems on their way through the engine: sets of equal shape side by side, a few problems at a time.
+
+The engine never copies a batch as a whole. It walks over blocks of problems and brings each block into one float type
+and one coordinate frame, in memory small enough to stay in the cache (CPU) or in a budget (accelerators).
+Shapes: B problems, G generated, G' of the self block, N extra negatives, P positives, M = G' + N + P references,
+D features; b problems of a block.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from drifting.fields import Columns
+from drifting.native import kernels as native
+
+# Working memory of one block in bytes. CPU, for each thread: a core's share of the last-level cache, so that references
+# and [G, M] tiles stay there from one product to the next. Accelerator: enough work to fill it.
+CPU_BLOCK = 4 * 2**20
+ACCELERATOR_BLOCK = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Problems:
+    """One set of B problems that share a feature scale and a drift RMS, as given: any float types, uncentred."""
+
+    gen: Tensor  # [B, G, D]
+    blocks: tuple[Tensor, ...]  # self [B, G', D] (gen itself without a second batch), extra negatives if any, positives
+    columns: Columns
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Float type of the mathematics: float64 for float64 samples, float32 for all others."""
+        return torch.float64 if self.gen.dtype == torch.float64 else torch.float32
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Sets of equal signature can be processed side by side."""
+        columns = self.columns
+        sizes = (columns.num_self, columns.num_neg, columns.num_pos)
+        weighted = (columns.weighted.start, columns.weighted.stop)
+        return (*self.gen.shape[1:], *sizes, columns.self_is_gen, *weighted, self.dtype, self.gen.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A few problems in one float type, each centred on the mean of its references."""
+
+    rows: slice  # which problems of the group
+    gen: Tensor  # [b, G, D]
+    refs: Tensor  # [b, M, D]
+    gen_square: Tensor  # [b, G]  |x|^2
+    square: Tensor  # [b, M]  |y|^2
+    columns: Columns
+
+
+class ProblemGroup:
+    """Sets of equal signature, side by side along the problem axis; `len` is the number of problems in all.
+
+    Args:
+        sets: one or more, of one signature.
+        tiles: how many [G, M] tiles a block works with beside its references.
+    """
+
+    def __init__(self, sets: Sequence[Problems], tiles: int) -> None:
+        first = sets[0]
+        self.sets = sets
+        self.sizes = [len(problems.gen) for problems in sets]
+        self.num_gen, self.width = first.gen.shape[1:]
+        self.num_refs = first.columns.weight.shape[-1]
+        self.self_is_gen = first.columns.self_is_gen
+        self.dtype, self.device = first.dtype, first.gen.device
+        weights = [problems.columns.weight for problems in sets]
+        self.weight = weights[0] if len(weights) == 1 else torch.cat(weights)  # [B, M]
+        samples = self.num_refs + (0 if self.self_is_gen else self.num_gen)
+        floats = samples * self.width + tiles * self.num_gen * self.num_refs
+        budget = CPU_BLOCK * torch.get_num_threads() if self.device.type == "cpu" else ACCELERATOR_BLOCK
+        self.block_size = min(len(self), max(1, budget // (floats * self.dtype.itemsize)))
+        self._centre = self.empty(len(self), 1, self.width)
+        self._scratch = self.empty(self.block_size, samples, self.width)
+        self._square = self.empty(self.block_size, samples)
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def empty(self, *shape: int) -> Tensor:
+        """Uninitialised [*shape] in the type and on the device of the mathematics."""
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def sum_over_sets(self, values: Tensor) -> Tensor:
+        """Values of problems [B, *] -> sums of sets [K, *]."""
+        return torch.stack([part.sum(0) for part in values.split_with_sizes(self.sizes)])
+
+    def spread_over_problems(self, values: Tensor) -> Tensor:
+        """Values of sets [K, *] -> of their problems [B, *]."""
+        parts = [value.expand(size, *value.shape) for value, size in zip(values, self.sizes, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def row_slices(self) -> list[slice]:
+        """Blocks of problems in order, as even as possible: a small last block would cost as much as a large one."""
+        count = -(-len(self) // self.block_size)
+        bounds = [len(self) * i // count for i in range(count + 1)]
+        return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+    def columns(self, rows: slice) -> Columns:
+        """What the reference columns of some problems are."""
+        return replace(self.sets[0].columns, weight=self.weight[rows])
+
+    def block(self, rows: slice, *, find_centre: bool = False) -> Block:
+        """Some problems, in memory that the next call overwrites; `find_centre` on the first visit of the problems."""
+        size = rows.stop - rows.start
+        scratch, square = self._scratch[:size], self._square[:size]
+        for here, problems, there in self._pieces(rows):
+            given = problems.blocks if self.self_is_gen else (*problems.blocks, problems.gen)
+            raw = [samples[there].to(self.dtype).contiguous() for samples in given]
+            centre = self._centre[rows][here]
+            # Distances and displacements do not see translations; rounding does.
+            if find_centre:
+                torch.sum(raw[0], dim=1, keepdim=True, out=centre)
+                for block in raw[1 : len(problems.blocks)]:
+                    centre += block.sum(1, keepdim=True)
+                centre /= self.num_refs
+            column = 0
+            for block in raw:
+                columns = slice(column, column + block.shape[1])
+                centre_samples(block, centre, scratch[here, columns], square[here, columns])
+                column += block.shape[1]
+        gen = slice(0, self.num_gen) if self.self_is_gen else slice(self.num_refs, None)
+        return Block(
+            rows=rows,
+            gen=scratch[:, gen],
+            refs=scratch[:, : self.num_refs],
+            gen_square=square[:, gen],
+            square=square[:, : self.num_refs],
+            columns=self.columns(rows),
+        )
+
+    def _pieces(self, rows: slice) -> Iterator[tuple[slice, Problems, slice]]:
+        """Which sets make up some problems: (rows within the block, set, rows within the set)."""
+        first = 0
+        for problems, size in zip(self.sets, self.sizes, strict=True):
+            start, stop = max(rows.start, first), min(rows.stop, first + size)
+            if start < stop:
+                yield slice(start - rows.start, stop - rows.start), problems, slice(start - first, stop - first)
+            first += size
+
+
+def centre_samples(raw: Tensor, centre: Tensor, out: Tensor, square: Tensor) -> None:
+    """out = raw - centre and square = |out|^2; raw [b, K, D], centre [b, 1, D] -> out [b, K, D], square [b, K]."""
+    if native.usable(out):
+        native.centre_samples(raw, centre, out, square)
+        return
+    torch.sub(raw, centre, out=out)
+    torch.linalg.vector_norm(out, dim=-1, out=square).square_()

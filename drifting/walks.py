@@ -1,0 +1,166 @@
+"""Three walks over the problems of one group: distances, couplings, drift.
+
+Between the walks stand the two normalisers, S and lambda, which a batch shares over all its problems and ranks.
+Shapes: B problems, G generated, M references, D features, T temperatures; K sets of problems (features) in the group.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from drifting.distances import mean_distance_of_samples, pairwise_distance
+from drifting.fields import Contact, Coupling, Field
+from drifting.problems import ProblemGroup, Problems
+from drifting.scales import Extent
+from drifting.superposition import KeptCoefficients, KeptDrifts, gram_saves
+
+SMALLEST_SCALE = 1e-3  # of S and of the mean distance: a collapsed batch is not blown up
+SMALLEST_DRIFT_MEAN_SQUARE = 1e-8  # of lambda^2: a batch without drift is not blown up
+TILES = 4  # [G, M] tiles that a block works with: distances and the couplings of three temperatures
+
+
+@dataclass(frozen=True, slots=True)
+class Normalization:
+    """What is divided by S and by lambda, what each is a mean over, and which ranks share a batch."""
+
+    features: bool = True
+    drift: bool = True
+    feature_extent: Extent = Extent.BATCH
+    drift_extent: Extent = Extent.BATCH
+    group: ProcessGroup | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """The drift of one set of problems and the statistics that normalised it."""
+
+    drift: Tensor  # [B, G, D]  in scaled coordinates, summed over temperatures
+    unit: Tensor  # [B, 1|G, 1]  S: what coordinates were divided by; 1 without feature normalisation
+    scale: Tensor  # []  mean pairwise distance of the raw features
+    drift_rms: Tensor  # [T]  lambda over the whole batch, per temperature, before normalisation
+    contacts: tuple[Contact, ...]  # T of them; empty unless asked for
+
+
+class GroupWalk:
+    """The walks over one group, in the order `distances`, `couplings`, `drifts`.
+
+    Each is given the statistics, over every group and rank, of what the walk before it returned.
+
+    Args:
+        sets: K sets of one signature.
+        num_temperatures: T; 0 for the first walk alone.
+        normalization: what is normalised, and how.
+    """
+
+    def __init__(self, sets: Sequence[Problems], num_temperatures: int, normalization: Normalization) -> None:
+        self.group = group = ProblemGroup(sets, TILES)
+        self.normalization = normalization
+        self.gram = None
+        if gram_saves(group, num_temperatures):
+            self.gram = group.empty(len(group), group.num_refs, group.num_refs)
+        self.distance = group.empty(len(group), group.num_gen, group.num_refs)
+        self.unit = torch.ones((), dtype=group.dtype, device=group.device).expand(len(group), 1, 1)
+
+    def distances(self) -> tuple[Tensor, Tensor]:
+        """First walk; returns sum and mass of each set's mean distance (Eq. 18-21), [K] and [K]."""
+        group = self.group
+        shape = (len(group), group.num_gen)
+        row_sum, sample_scale = group.empty(*shape), group.empty(*shape)
+        for rows in group.row_slices():
+            block = group.block(rows, find_centre=True)
+            gram = None if self.gram is None else torch.bmm(block.refs, block.refs.mT, out=self.gram[rows])
+            distance = self.distance[rows]
+            row_sum[rows] = pairwise_distance(block, gram, out=distance)
+            if self.normalization.feature_extent is Extent.SAMPLE:
+                sample_scale[rows] = mean_distance_of_samples(distance, block.columns)
+        problem_sum, problem_mass = row_sum.sum(1), group.weight.sum(1) * group.num_gen  # [B]
+        match self.normalization.feature_extent:
+            case Extent.PROBLEM:
+                self._set_unit((problem_sum / problem_mass)[:, None, None])
+            case Extent.SAMPLE:
+                self._set_unit(sample_scale[:, :, None])
+        return group.sum_over_sets(problem_sum), group.sum_over_sets(problem_mass)
+
+    def set_scale(self, scale: Tensor) -> None:
+        """Take the mean distance of each set, [K]."""
+        self.scale = scale = scale.to(self.group.dtype)
+        if self.normalization.feature_extent is Extent.BATCH:
+            self._set_unit(self.group.spread_over_problems(scale)[:, None, None])
+
+    def _set_unit(self, mean_distance: Tensor) -> None:
+        if self.normalization.features:
+            self.unit = (mean_distance / self.group.width**0.5).clamp(min=SMALLEST_SCALE)
+            self.distance_unit = mean_distance.clamp(min=SMALLEST_SCALE)
+
+    def couplings(
+        self, field: Field, temperatures: Sequence[float | Tensor], *, with_contact: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Second walk; returns sum and count of each set's squared drifts (Eq. 23-25), [K, T] and [K, 1]."""
+        group = self.group
+        self.square = group.empty(len(group), group.num_gen, len(temperatures))  # |V_tau|^2 in scaled coordinates
+        self.contacts: list[list[Contact]] = [[] for _ in temperatures]
+        kept: KeptDrifts | KeptCoefficients | None = None
+        for rows in group.row_slices():
+            distance, columns = self.normalized_distance(rows), group.columns(rows)
+            couplings = [
+                field(distance, columns, temperature=temperature, with_contact=with_contact)
+                for temperature in temperatures
+            ]
+            for coupling, contacts in zip(couplings, self.contacts, strict=True):
+                contacts += [] if coupling.contact is None else [coupling.contact]
+            kept = self._choose_kept(couplings) if kept is None else kept
+            torch.stack(kept.add(rows, couplings), dim=-1, out=self.square[rows])
+        assert kept is not None  # a group has at least one problem
+        self.kept = kept
+        del self.distance, self.gram
+        self.square /= self.unit.square()
+        count = self.scale.new_tensor(group.sizes).mul_(group.num_gen * group.width)
+        return group.sum_over_sets(self.square.sum(1)), count[:, None]
+
+    def normalized_distance(self, rows: slice) -> Tensor:
+        """Distances of some problems in the unit of the temperatures, [b, G, M]; to be asked for once."""
+        distance = self.distance[rows]
+        return distance.div_(self.distance_unit[rows]) if self.normalization.features else distance
+
+    def _choose_kept(self, couplings: Sequence[Coupling]) -> KeptDrifts | KeptCoefficients:
+        possible = self.group.self_is_gen or all(coupling.balanced for coupling in couplings)
+        if self.gram is None or not possible:
+            return KeptDrifts(self.group, len(couplings))
+        return KeptCoefficients(self.group, len(couplings), self.gram)
+
+    def drifts(self, mean_square: Tensor, gain: float) -> list[Drift]:
+        """Third walk, given the mean square of each set's drifts, [K, T]; K drifts."""
+        group = self.group
+        weight = gain / self.unit  # [B, 1|G, 1]
+        weights = [weight] * self.square.shape[-1]
+        if self.normalization.drift:
+            match self.normalization.drift_extent:
+                case Extent.BATCH:
+                    own = group.spread_over_problems(mean_square)[:, None, :]  # [B, 1, T]
+                case Extent.PROBLEM:
+                    own = self.square.mean(1, keepdim=True) / group.width
+                case Extent.SAMPLE:
+                    own = self.square / group.width
+            rms = own.clamp(min=SMALLEST_DRIFT_MEAN_SQUARE).sqrt()
+            weights = list(torch.split(weight / rms, 1, dim=-1))
+        total = self.kept.total(weights)
+        contacts = [self._contact_of_sets(parts) for parts in self.contacts if parts]  # T of K
+        parts = zip(total.split_with_sizes(group.sizes), self.unit.split_with_sizes(group.sizes), strict=True)
+        return [
+            Drift(drift, unit, self.scale[k], mean_square[k].sqrt(), tuple(contact[k] for contact in contacts))
+            for k, (drift, unit) in enumerate(parts)
+        ]
+
+    def _contact_of_sets(self, blocks: Sequence[Contact]) -> list[Contact]:
+        """Contacts of blocks of problems, joined and dealt to the K sets."""
+        joined: dict[str, list[Tensor | None]] = {}
+        for entry in fields(Contact):
+            values = [getattr(block, entry.name) for block in blocks]
+            missing = values[0] is None
+            joined[entry.name] = (
+                [None] * len(self.group.sizes) if missing else [*torch.cat(values).split_with_sizes(self.group.sizes)]
+            )
+        return [Contact(*parts) for parts in zip(*joined.values(), strict=True)]  # type: ignore[arg-type]
