@@ -8,7 +8,7 @@ from torch import Tensor
 
 from drifting.fields import Columns
 from drifting.native import kernels as native
-from drifting.problems import Block
+from drifting.problems import Block, ProblemGroup
 
 SMALLEST_SQUARED_DISTANCE = 1e-8  # the authors' clip; keeps the root away from the rounding of the dot products
 
@@ -48,6 +48,16 @@ def pairwise_distance(block: Block, gram: Tensor | None, *, out: Tensor) -> Tens
         # Exactly the clip: dot products leave a self distance of sqrt(rounding), which would bias the mean distance.
         out[..., :num_gen].diagonal(dim1=-2, dim2=-1).fill_(SMALLEST_SQUARED_DISTANCE**0.5)
     return (out * columns.weight[:, None, :]).sum(-1) if columns.is_weighted else out.sum(-1)
+
+
+def distance_of_small(group: ProblemGroup, rows: slice, *, out: Tensor) -> Tensor:
+    """The same for some problems of a group of small ones, from differences of coordinates."""
+    row_sum = out.new_empty(out.shape[:2])
+    columns = group.columns(rows)
+    for here, gen, blocks in group.pieces(rows):
+        weight = columns.weight[here] if columns.is_weighted else None
+        native.direct_distances(gen, blocks, weight, out[here], row_sum[here], smallest=SMALLEST_SQUARED_DISTANCE)
+    return row_sum
 
 
 def mean_distance_of_samples(distance: Tensor, columns: Columns) -> Tensor:

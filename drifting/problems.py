@@ -8,6 +8,7 @@ D features; b problems of a block.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -20,6 +21,9 @@ from drifting.native import kernels as native
 # and [G, M] tiles stay there from one product to the next. Accelerator: enough work to fill it.
 CPU_BLOCK = 4 * 2**20
 ACCELERATOR_BLOCK = 256 * 2**20
+# Multiplications of one product [G, D] x [D, M] up to which a problem is better visited as it is: the overhead of a
+# library's matrix product is as long as the product.
+SMALL_PROBLEM = 2**14
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +82,18 @@ class ProblemGroup:
         floats = samples * self.width + tiles * self.num_gen * self.num_refs
         budget = CPU_BLOCK * torch.get_num_threads() if self.device.type == "cpu" else ACCELERATOR_BLOCK
         self.block_size = min(len(self), max(1, budget // (floats * self.dtype.itemsize)))
-        self._centre = self.empty(len(self), 1, self.width)
-        self._scratch = self.empty(self.block_size, samples, self.width)
-        self._square = self.empty(self.block_size, samples)
+        self.is_small = native.usable(self.weight) and self.num_gen * self.num_refs * self.width <= SMALL_PROBLEM
+
+    @cached_property
+    def _centre(self) -> Tensor:
+        """Means over references, [B, 1, D]."""
+        return self.empty(len(self), 1, self.width)
+
+    @cached_property
+    def _scratch(self) -> tuple[Tensor, Tensor]:
+        """Memory of one block: centred samples [b, M (+ G), D] and their squared norms [b, M (+ G)]."""
+        samples = self.num_refs + (0 if self.self_is_gen else self.num_gen)
+        return self.empty(self.block_size, samples, self.width), self.empty(self.block_size, samples)
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -111,40 +124,54 @@ class ProblemGroup:
     def block(self, rows: slice, *, find_centre: bool = False) -> Block:
         """Some problems, in memory that the next call overwrites; `find_centre` on the first visit of the problems."""
         size = rows.stop - rows.start
-        scratch, square = self._scratch[:size], self._square[:size]
-        for here, problems, there in self._pieces(rows):
-            given = problems.blocks if self.self_is_gen else (*problems.blocks, problems.gen)
-            raw = [samples[there].to(self.dtype).contiguous() for samples in given]
+        scratch, square = (memory[:size] for memory in self._scratch)
+        for here, gen, blocks in self.pieces(rows):
             centre = self._centre[rows][here]
             # Distances and displacements do not see translations; rounding does.
             if find_centre:
-                torch.sum(raw[0], dim=1, keepdim=True, out=centre)
-                for block in raw[1 : len(problems.blocks)]:
-                    centre += block.sum(1, keepdim=True)
-                centre /= self.num_refs
+                mean_over_blocks(blocks, out=centre)
             column = 0
-            for block in raw:
+            for block in blocks if self.self_is_gen else (*blocks, gen):
                 columns = slice(column, column + block.shape[1])
                 centre_samples(block, centre, scratch[here, columns], square[here, columns])
                 column += block.shape[1]
-        gen = slice(0, self.num_gen) if self.self_is_gen else slice(self.num_refs, None)
+        own = slice(0, self.num_gen) if self.self_is_gen else slice(self.num_refs, None)
         return Block(
             rows=rows,
-            gen=scratch[:, gen],
+            gen=scratch[:, own],
             refs=scratch[:, : self.num_refs],
-            gen_square=square[:, gen],
+            gen_square=square[:, own],
             square=square[:, : self.num_refs],
             columns=self.columns(rows),
         )
 
-    def _pieces(self, rows: slice) -> Iterator[tuple[slice, Problems, slice]]:
-        """Which sets make up some problems: (rows within the block, set, rows within the set)."""
+    def pieces(self, rows: slice) -> Iterator[tuple[slice, Tensor, list[Tensor]]]:
+        """Some problems as given, set by set: rows within `rows`, gen [b, G, D] and blocks of references [b, K, D].
+
+        All contiguous and of one float type; copies only where the given ones are not.
+        """
         first = 0
         for problems, size in zip(self.sets, self.sizes, strict=True):
             start, stop = max(rows.start, first), min(rows.stop, first + size)
             if start < stop:
-                yield slice(start - rows.start, stop - rows.start), problems, slice(start - first, stop - first)
+                own = slice(start - first, stop - first)
+                blocks = [block[own].to(self.dtype).contiguous() for block in problems.blocks]
+                gen = blocks[0] if self.self_is_gen else problems.gen[own].to(self.dtype).contiguous()
+                yield slice(start - rows.start, stop - rows.start), gen, blocks
             first += size
+
+
+def mean_over_blocks(blocks: Sequence[Tensor], *, out: Tensor) -> None:
+    """Mean over the samples of all blocks [b, K, D], written to `out` [b, 1, D]; all contiguous."""
+    if native.usable(out):
+        out.zero_()
+        for block in blocks:
+            native.add_samples(block, out)
+    else:
+        torch.sum(blocks[0], dim=1, keepdim=True, out=out)
+        for block in blocks[1:]:
+            out += block.sum(1, keepdim=True)
+    out /= sum(block.shape[1] for block in blocks)
 
 
 def centre_samples(raw: Tensor, centre: Tensor, out: Tensor, square: Tensor) -> None:

@@ -5,17 +5,33 @@ lambda_tau is the RMS of V_tau over the whole batch, so every problem is visited
     `KeptDrifts`        V_tau of every temperature. T products c Y, and T times the memory of the samples.
     `KeptCoefficients`  c_tau of every temperature, and the Gram matrix K = Y Y^T, which gives |V_tau|^2 = c K c^T
                         without V_tau. One product c Y in all: less work and less memory for wide features.
+    `KeptForSmall`      c_tau of every temperature. V_tau is computed for its norm and forgotten, without a library's
+                        matrix product, whose overhead would be the larger part.
 
 Shapes: B problems, G generated, M references, D features, T temperatures; b problems of a block.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from drifting.fields import Coupling
+from drifting.native import kernels as native
 from drifting.problems import Block, ProblemGroup
+
+
+class Kept(Protocol):
+    """What is kept of the drifts at all temperatures between two visits of the problems."""
+
+    def add(self, rows: slice, couplings: Sequence[Coupling]) -> list[Tensor]:
+        """Take the couplings of some problems at all temperatures; returns |V_tau|^2 of each sample, T of [b, G]."""
+        ...
+
+    def total(self, weights: Sequence[Tensor]) -> Tensor:
+        """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
+        ...
 
 
 def displacement(coupling: Coupling, block: Block, out: Tensor) -> Tensor:
@@ -24,6 +40,19 @@ def displacement(coupling: Coupling, block: Block, out: Tensor) -> Tensor:
     if not coupling.balanced:
         out.addcmul_(coupling.coefficients.sum(-1, keepdim=True), block.gen, value=-1)
     return out
+
+
+def superpose(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """sum_t w_t x_t, written to the first; T of x [b, G, L], contiguous, and of w [b, 1|G, 1]."""
+    total = parts[0]
+    if native.usable(total):
+        rows = weights[0].numel()
+        native.superpose([part.view(rows, -1) for part in parts], torch.stack(list(weights)), total.view(rows, -1))
+        return total
+    total *= weights[0]
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total.addcmul_(part, weight)
+    return total
 
 
 def gram_saves(group: ProblemGroup, num_temperatures: int) -> bool:
@@ -51,13 +80,10 @@ class KeptDrifts:
 
     def total(self, weights: Sequence[Tensor]) -> Tensor:
         """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
-        first, *others = self.drifts
+        drifts, self.drifts = self.drifts, []
         for rows in self.group.row_slices():
-            total = first[rows].mul_(weights[0][rows])
-            for kept, weight in zip(others, weights[1:], strict=True):
-                total.addcmul_(kept[rows], weight[rows])
-        self.drifts = []
-        return first
+            superpose([drift[rows] for drift in drifts], [weight[rows] for weight in weights])
+        return drifts[0]
 
 
 class KeptCoefficients:
@@ -90,11 +116,40 @@ class KeptCoefficients:
         """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
         del self.gram
         drift = self.group.empty(len(self.group), self.group.num_gen, self.group.width)
-        first, *others = self.coefficients
         for rows in self.group.row_slices():
-            total = first[rows].mul_(weights[0][rows])
-            for kept, weight in zip(others, weights[1:], strict=True):
-                total.addcmul_(kept[rows], weight[rows])
+            total = superpose([kept[rows] for kept in self.coefficients], [weight[rows] for weight in weights])
             torch.bmm(total, self.group.block(rows).refs, out=drift[rows])
         self.coefficients = []
         return drift
+
+
+class KeptForSmall:
+    """Keeps the coefficients of every temperature of small problems."""
+
+    def __init__(self, group: ProblemGroup, num_temperatures: int) -> None:
+        self.group = group
+        shape = (len(group), group.num_gen, group.num_refs)
+        self.coefficients = [group.empty(*shape) for _ in range(num_temperatures)]
+
+    def add(self, rows: slice, couplings: Sequence[Coupling]) -> list[Tensor]:
+        """Take the couplings of some problems at all temperatures; returns |V_tau|^2 of each sample, T of [b, G]."""
+        squares = []
+        for kept, coupling in zip(self.coefficients, couplings, strict=True):
+            squares.append(self._displacement(kept[rows].copy_(coupling.coefficients), rows, out=None))
+        return squares
+
+    def total(self, weights: Sequence[Tensor]) -> Tensor:
+        """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
+        drift = self.group.empty(len(self.group), self.group.num_gen, self.group.width)
+        for rows in self.group.row_slices():
+            total = superpose([kept[rows] for kept in self.coefficients], [weight[rows] for weight in weights])
+            self._displacement(total, rows, out=drift[rows])
+        self.coefficients = []
+        return drift
+
+    def _displacement(self, coefficients: Tensor, rows: slice, *, out: Tensor | None) -> Tensor:
+        squares = [
+            native.direct_displacement(coefficients[here], gen, blocks, out=None if out is None else out[here])
+            for here, gen, blocks in self.group.pieces(rows)
+        ]
+        return squares[0] if len(squares) == 1 else torch.cat(squares)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from drifting.distances import mean_distance_of_samples, pairwise_distance
+from drifting.distances import distance_of_small, mean_distance_of_samples, pairwise_distance
 from drifting.fields import Contact, Coupling, Field
 from drifting.problems import ProblemGroup, Problems
 from drifting.scales import Extent
-from drifting.superposition import KeptCoefficients, KeptDrifts, gram_saves
+from drifting.superposition import Kept, KeptCoefficients, KeptDrifts, KeptForSmall, gram_saves
 
 SMALLEST_SCALE = 1e-3  # of S and of the mean distance: a collapsed batch is not blown up
 SMALLEST_DRIFT_MEAN_SQUARE = 1e-8  # of lambda^2: a batch without drift is not blown up
@@ -59,7 +59,7 @@ class GroupWalk:
         self.group = group = ProblemGroup(sets, TILES)
         self.normalization = normalization
         self.gram = None
-        if gram_saves(group, num_temperatures):
+        if not group.is_small and gram_saves(group, num_temperatures):
             self.gram = group.empty(len(group), group.num_refs, group.num_refs)
         self.distance = group.empty(len(group), group.num_gen, group.num_refs)
         self.unit = torch.ones((), dtype=group.dtype, device=group.device).expand(len(group), 1, 1)
@@ -70,12 +70,15 @@ class GroupWalk:
         shape = (len(group), group.num_gen)
         row_sum, sample_scale = group.empty(*shape), group.empty(*shape)
         for rows in group.row_slices():
-            block = group.block(rows, find_centre=True)
-            gram = None if self.gram is None else torch.bmm(block.refs, block.refs.mT, out=self.gram[rows])
             distance = self.distance[rows]
-            row_sum[rows] = pairwise_distance(block, gram, out=distance)
+            if group.is_small:
+                row_sum[rows] = distance_of_small(group, rows, out=distance)
+            else:
+                block = group.block(rows, find_centre=True)
+                gram = None if self.gram is None else torch.bmm(block.refs, block.refs.mT, out=self.gram[rows])
+                row_sum[rows] = pairwise_distance(block, gram, out=distance)
             if self.normalization.feature_extent is Extent.SAMPLE:
-                sample_scale[rows] = mean_distance_of_samples(distance, block.columns)
+                sample_scale[rows] = mean_distance_of_samples(distance, group.columns(rows))
         problem_sum, problem_mass = row_sum.sum(1), group.weight.sum(1) * group.num_gen  # [B]
         match self.normalization.feature_extent:
             case Extent.PROBLEM:
@@ -102,7 +105,7 @@ class GroupWalk:
         group = self.group
         self.square = group.empty(len(group), group.num_gen, len(temperatures))  # |V_tau|^2 in scaled coordinates
         self.contacts: list[list[Contact]] = [[] for _ in temperatures]
-        kept: KeptDrifts | KeptCoefficients | None = None
+        kept: Kept | None = None
         for rows in group.row_slices():
             distance, columns = self.normalized_distance(rows), group.columns(rows)
             couplings = [
@@ -125,7 +128,9 @@ class GroupWalk:
         distance = self.distance[rows]
         return distance.div_(self.distance_unit[rows]) if self.normalization.features else distance
 
-    def _choose_kept(self, couplings: Sequence[Coupling]) -> KeptDrifts | KeptCoefficients:
+    def _choose_kept(self, couplings: Sequence[Coupling]) -> Kept:
+        if self.group.is_small:
+            return KeptForSmall(self.group, len(couplings))
         possible = self.group.self_is_gen or all(coupling.balanced for coupling in couplings)
         if self.gram is None or not possible:
             return KeptDrifts(self.group, len(couplings))

@@ -3,9 +3,10 @@
     V(x) = tau^2 [ sum_pos w_j k_j (y_j - x) / Z#_p(x)  -  sum_neg w_j k_j (y_j - x) / Z#_q(x) ]     Z# = sum w_j k#_j
          = tau^2 grad_x [log Z#_p(x) - log Z#_q(x)]                                             grad_x k# = k (y - x)
 
-The paper's field divides by sum k instead and is no gradient, unless k is Gaussian: there k# = tau^2 k, and V is the
-difference of two mean shifts. tau^2 makes V a displacement, as in `KernelGradient`; in fact Sharp(k) is the kernel
-gradient of k#, and k# of Matérn nu is a Matérn of nu + 1.
+A mean shift divides by sum k instead and is no gradient, unless k is Gaussian: there k# = tau^2 k, and V is the
+difference of two mean shifts. The potential is one for fixed references: a generated batch that is its own reference
+moves them too. tau^2 makes V a displacement, as in `KernelGradient`; in fact Sharp(k) is the kernel gradient of k#, and
+k# of Matérn nu is a Matérn of nu + 1.
 """
 
 from dataclasses import dataclass

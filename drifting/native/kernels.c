@@ -7,6 +7,7 @@
  */
 #include <math.h>
 #include <stddef.h>
+#include <string.h>
 
 /* exp(x) to 2 units in the last place for x <= 88; 0 below -87; NaN stays NaN. Written so that compilers vectorise it. */
 static inline float exp_nonpositive(float x)
@@ -25,6 +26,19 @@ static inline float exp_nonpositive(float x)
     p = fmaf(p, r, 1.0f);
     union { int i; float f; } power = { ((int)n + 127) << 23 };
     return x < -87.0f ? 0.0f : p * power.f;
+}
+
+/* sum[b, :] += sum over samples of raw[b, :, :]. */
+void add_samples(const float *raw, float *sum, ptrdiff_t problems, ptrdiff_t count, ptrdiff_t width)
+{
+    for (ptrdiff_t b = 0; b < problems; b++) {
+        float *s = sum + b * width;
+        for (ptrdiff_t k = 0; k < count; k++) {
+            const float *x = raw + (b * count + k) * width;
+            for (ptrdiff_t d = 0; d < width; d++)
+                s[d] += x[d];
+        }
+    }
 }
 
 /* refs[b, first : first + count, :] = raw - centre, and |refs|^2. */
@@ -110,11 +124,10 @@ ptrdiff_t mean_shift(const float *distance, const float *weight, float *coeffici
         }
         for (ptrdiff_t j = 0; j < num_refs; j++)
             column[j] = 0.0f;
+        for (ptrdiff_t k = 0; k < num_gen * num_refs; k++) /* one long loop: rows may be short */
+            c[k] = exp_nonpositive((nearest - d[k]) * inverse);
         for (ptrdiff_t i = 0; i < num_gen; i++) {
-            const float *di = d + i * num_refs;
             float *ci = c + i * num_refs, sum = 0.0f;
-            for (ptrdiff_t j = 0; j < num_refs; j++)
-                ci[j] = exp_nonpositive((nearest - di[j]) * inverse);
             if (mask_self)
                 ci[i] = 0.0f;
 #pragma omp simd reduction(+ : sum)
@@ -161,4 +174,126 @@ ptrdiff_t mean_shift(const float *distance, const float *weight, float *coeffici
         on_floor[b] = floored;
     }
     return problems;
+}
+
+/* total = sum_t weights[t, b] parts[t][b, :], for `length` floats a problem; `total` may be
+ * parts[0]. */
+void superpose(const float *const *parts, const float *weights, float *total, ptrdiff_t num_parts, ptrdiff_t first,
+               ptrdiff_t last, ptrdiff_t problems, ptrdiff_t length)
+{
+    for (ptrdiff_t b = first; b < last; b++)
+        for (ptrdiff_t begin = 0; begin < length; begin += 1024) { /* a stretch that stays in the cache */
+            ptrdiff_t end = begin + 1024 < length ? begin + 1024 : length;
+            float *out = total + b * length;
+            const float *x = parts[0] + b * length;
+            float w = weights[b];
+            for (ptrdiff_t k = begin; k < end; k++)
+                out[k] = w * x[k];
+            for (ptrdiff_t t = 1; t < num_parts; t++) {
+                x = parts[t] + b * length;
+                w = weights[t * problems + b];
+                for (ptrdiff_t k = begin; k < end; k++)
+                    out[k] += w * x[k];
+            }
+        }
+}
+
+/* The next two visit small problems as they are given, without a centred copy and without products of matrices: all of
+ * a problem lies in the first cache, and differences of coordinates need no centring. References are given as blocks
+ * [b, counts[k], D] one after another. */
+
+static inline float squared_difference(const float *x, const float *y, ptrdiff_t width)
+{
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (ptrdiff_t d = 0; d < width; d++) {
+        float v = y[d] - x[d];
+        sum += v * v;
+    }
+    return sum;
+}
+
+/* distance[b, i, j] = sqrt(max(|y_j - x_i|^2, smallest)); row_sum as in `distances`. */
+void direct_distances(const float *gen, const float *const *blocks, const ptrdiff_t *counts, ptrdiff_t num_blocks,
+                      const float *weight, float *distance, float *row_sum, ptrdiff_t first, ptrdiff_t last,
+                      ptrdiff_t num_gen, ptrdiff_t num_refs, ptrdiff_t width, float smallest)
+{
+    for (ptrdiff_t b = first; b < last; b++)
+        for (ptrdiff_t i = 0; i < num_gen; i++) {
+            const float *x = gen + (b * num_gen + i) * width, *w = weight ? weight + b * num_refs : NULL;
+            float *d = distance + (b * num_gen + i) * num_refs, sum = 0.0f;
+            ptrdiff_t j = 0;
+            for (ptrdiff_t k = 0; k < num_blocks; k++)
+                for (ptrdiff_t n = 0; n < counts[k]; n++, j++) {
+                    float squared = squared_difference(x, blocks[k] + (b * counts[k] + n) * width, width);
+                    d[j] = sqrtf(squared < smallest ? smallest : squared);
+                    sum += w ? w[j] * d[j] : d[j];
+                }
+            row_sum[b * num_gen + i] = sum;
+        }
+}
+
+typedef float vector __attribute__((vector_size(32))); /* of GCC and Clang, on any processor */
+
+static inline vector load_vector(const float *x)
+{
+    vector v;
+    memcpy(&v, x, sizeof v);
+    return v;
+}
+
+/* v[d] = sum_j c_j (y_j[d] - x[d]) for the features [begin, begin + 32) or [begin, begin + 8) of one sample, in registers;
+ * adds v * v to `squares`. `v` may be NULL. */
+#define PULL(vectors)                                                                                                  \
+    do {                                                                                                               \
+        vector own[vectors], sum[vectors];                                                                             \
+        for (int r = 0; r < vectors; r++) {                                                                            \
+            own[r] = load_vector(x + begin + 8 * r);                                                                   \
+            sum[r] = (vector){ 0 };                                                                                    \
+        }                                                                                                              \
+        const float *cj = c;                                                                                           \
+        for (ptrdiff_t k = 0; k < num_blocks; k++) {                                                                   \
+            const float *y = blocks[k] + b * counts[k] * width + begin;                                                \
+            for (ptrdiff_t n = 0; n < counts[k]; n++, y += width, cj++)                                                \
+                for (int r = 0; r < vectors; r++)                                                                      \
+                    sum[r] += *cj * (load_vector(y + 8 * r) - own[r]);                                                 \
+        }                                                                                                              \
+        for (int r = 0; r < vectors; r++) {                                                                            \
+            squares += sum[r] * sum[r];                                                                                 \
+            if (v)                                                                                                     \
+                memcpy(v + begin + 8 * r, &sum[r], sizeof sum[r]);                                                     \
+        }                                                                                                              \
+        begin += 8 * vectors;                                                                                          \
+    } while (0)
+
+/* drift[b, i, :] = sum_j c_ij (y_j - x_i), where `drift` is given; square[b, i] = |drift|^2. */
+void direct_displacement(const float *coefficients, const float *gen, const float *const *blocks, const ptrdiff_t *counts,
+                         ptrdiff_t num_blocks, float *drift, float *square, ptrdiff_t first, ptrdiff_t last,
+                         ptrdiff_t num_gen, ptrdiff_t num_refs, ptrdiff_t width)
+{
+    for (ptrdiff_t b = first; b < last; b++)
+        for (ptrdiff_t i = 0; i < num_gen; i++) {
+            const float *x = gen + (b * num_gen + i) * width, *c = coefficients + (b * num_gen + i) * num_refs;
+            float *v = drift ? drift + (b * num_gen + i) * width : NULL;
+            vector squares = { 0 };
+            ptrdiff_t begin = 0;
+            while (begin + 32 <= width)
+                PULL(4);
+            while (begin + 8 <= width)
+                PULL(1);
+            float sum = 0.0f;
+            for (int r = 0; r < 8; r++)
+                sum += squares[r];
+            for (; begin < width; begin++) {
+                const float *cj = c;
+                float one = 0.0f;
+                for (ptrdiff_t k = 0; k < num_blocks; k++)
+                    for (ptrdiff_t n = 0; n < counts[k]; n++)
+                        one += *cj++ * (blocks[k][(b * counts[k] + n) * width + begin] - x[begin]);
+                sum += one * one;
+                if (v)
+                    v[begin] = one;
+            }
+            square[b * num_gen + i] = sum;
+        }
 }

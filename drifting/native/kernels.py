@@ -6,7 +6,7 @@ Shapes: b problems, G generated, M references, D features, K samples of one bloc
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,6 +17,10 @@ from drifting.native.library import load
 
 _size, _float, _int, _array = ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int, ctypes.c_void_p
 _ARGUMENTS = {
+    "add_samples": (None, (_array,) * 2 + (_size,) * 3),
+    "superpose": (None, (ctypes.POINTER(_array),) + (_array,) * 2 + (_size,) * 5),
+    "direct_distances": (None, (_array,) * 3 + (_size,) + (_array,) * 3 + (_size,) * 5 + (_float,)),
+    "direct_displacement": (None, (_array,) * 4 + (_size,) + (_array,) * 2 + (_size,) * 5),
     "centre_samples": (None, (_array,) * 4 + (_size,) * 5),
     "distances": (None, (_array, _size) * 3 + (_array,) * 3 + (_size,) * 3 + (_float, _int)),
     "mean_shift": (_size, (_array,) * 6 + (_size,) * 4 + (_float,) * 4 + (_int, _float)),
@@ -33,19 +37,43 @@ class MeanShiftCoupling:
     on_floor: Tensor  # [b]  number of pairs on the floor
 
 
+@functools.cache
 def _function(name: str) -> Callable[..., int] | None:
     library = load()
     if library is None:
         return None
     function = getattr(library, name)
-    if function.argtypes is None:
-        function.restype, function.argtypes = _ARGUMENTS[name]
+    function.restype, function.argtypes = _ARGUMENTS[name]
     return function  # type: ignore[no-any-return]
 
 
 def usable(*tensors: Tensor) -> bool:
     """Whether the kernels can run on these: float32 in this machine's memory, and a compiler was found."""
     return all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors) and load() is not None
+
+
+def add_samples(raw: Tensor, total: Tensor) -> None:
+    """total += sum over samples; raw [b, K, D], total [b, 1, D], both contiguous."""
+    count, width = raw.shape[1:]
+
+    def part(start: int, stop: int) -> None:
+        add = _function("add_samples")
+        add(raw[start:].data_ptr(), total[start:].data_ptr(), stop - start, count, width)  # type: ignore[misc]
+
+    _over_problems(len(raw), part)
+
+
+def superpose(parts: Sequence[Tensor], weights: Tensor, total: Tensor) -> None:
+    """total = sum_t weights[t] parts[t], over rows; T of [R, L], weights [T, R], total [R, L]; it may be parts[0]."""
+    pointers = (_array * len(parts))(*(part.data_ptr() for part in parts))
+    rows, length = total.shape
+
+    def part(start: int, stop: int) -> None:
+        _function("superpose")(  # type: ignore[misc]
+            pointers, weights.data_ptr(), total.data_ptr(), len(parts), start, stop, rows, length
+        )
+
+    _over_problems(rows, part)
 
 
 def centre_samples(raw: Tensor, centre: Tensor, refs: Tensor, square: Tensor) -> None:
@@ -149,6 +177,65 @@ def mean_shift(
 
     _over_problems(problems, part)
     return MeanShiftCoupling(coefficients, mass, on_floor) if all(done) else None
+
+
+def direct_distances(
+    gen: Tensor, blocks: Sequence[Tensor], weight: Tensor | None, distance: Tensor, row_sum: Tensor, *, smallest: float
+) -> None:
+    """Distances [b, G, M] and sum_j w_j d_ij [b, G] of samples as given.
+
+    gen [b, G, D] and blocks of [b, K, D], contiguous.
+    """
+    pointers, counts = _pointers(blocks)
+
+    def part(start: int, stop: int) -> None:
+        _function("direct_distances")(  # type: ignore[misc]
+            gen.data_ptr(),
+            pointers,
+            counts,
+            len(blocks),
+            None if weight is None else weight.data_ptr(),
+            distance.data_ptr(),
+            row_sum.data_ptr(),
+            start,
+            stop,
+            *distance.shape[1:],
+            gen.shape[2],
+            smallest,
+        )
+
+    _over_problems(len(gen), part)
+
+
+def direct_displacement(coefficients: Tensor, gen: Tensor, blocks: Sequence[Tensor], *, out: Tensor | None) -> Tensor:
+    """sum_j c_ij (y_j - x_i) [b, G, D], written to `out` where it is given; returns its squared norm, [b, G]."""
+    pointers, counts = _pointers(blocks)
+    square = coefficients.new_empty(coefficients.shape[:2])
+    width = gen.shape[2]
+
+    def part(start: int, stop: int) -> None:
+        _function("direct_displacement")(  # type: ignore[misc]
+            coefficients.data_ptr(),
+            gen.data_ptr(),
+            pointers,
+            counts,
+            len(blocks),
+            None if out is None else out.data_ptr(),
+            square.data_ptr(),
+            start,
+            stop,
+            *coefficients.shape[1:],
+            width,
+        )
+
+    _over_problems(len(gen), part)
+    return square
+
+
+def _pointers(blocks: Sequence[Tensor]) -> tuple[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_ssize_t]]:
+    """Addresses and sample counts of blocks [b, K, D]."""
+    count = len(blocks)
+    return (_array * count)(*(x.data_ptr() for x in blocks)), (_size * count)(*(x.shape[1] for x in blocks))
 
 
 def _over_problems(count: int, part: Callable[[int, int], None]) -> None:

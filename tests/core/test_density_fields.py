@@ -7,7 +7,7 @@ import torch
 from field_formulas import KERNELS, affinities, ask, clouds, density, direct_drift, some_weights
 
 from drifting import gaussian, laplacian
-from drifting.fields import KernelGradient, Mmd, Sharp
+from drifting.fields import Coupling, KernelGradient, Mmd, Sharp
 from drifting.kernels import InverseMultiquadric, Matern
 
 TAU = 0.7
@@ -151,6 +151,31 @@ def test_sharp_matern_is_the_kernel_gradient_of_the_next_order(nu):
     torch.testing.assert_close(
         direct_drift(Sharp(Matern(nu)), gen, pos, temperature=TAU), next_order, rtol=1e-12, atol=1e-14
     )
+
+
+@pytest.mark.parametrize("name", ["laplacian", "imq_5_2", "gaussian"])
+def test_sharp_and_kernel_gradient_are_conservative_where_mean_shift_is_not(name):
+    """Symmetric Jacobian of V at a probe with references held fixed; sum k (y - x) / sum k for the mean shift."""
+    kernel, plain = KERNELS[name]
+    probe, pos, ref = clouds(1, 7, 6, batch=1)
+
+    def mean_shift(distance, columns, **_):
+        k = plain(distance / TAU)
+        negative, positive = k.split([columns.num_negative, columns.num_pos], dim=-1)
+        parts = [-negative / negative.sum(-1, keepdim=True), positive / positive.sum(-1, keepdim=True)]
+        return Coupling(torch.cat(parts, dim=-1), balanced=True, contact=None)
+
+    def asymmetry(field) -> float:
+        step = 1e-5 * torch.eye(3, dtype=torch.float64)[:, None]
+        ahead, behind = (
+            direct_drift(field, probe + s, pos.expand(3, -1, -1), self_ref=ref.expand(3, -1, -1), temperature=TAU)
+            for s in (step, -step)
+        )
+        jacobian = (ahead - behind)[:, 0] / 2e-5
+        return float((jacobian - jacobian.mT).abs().max() / jacobian.abs().max())
+
+    assert asymmetry(Sharp(kernel)) < 1e-7 > asymmetry(KernelGradient(kernel))
+    assert (asymmetry(mean_shift) > 1e-2) == (name != "gaussian")
 
 
 FIELDS = [KernelGradient(laplacian), KernelGradient(gaussian), Sharp(laplacian), Mmd(laplacian), Mmd(Matern(1.5))]

@@ -6,6 +6,7 @@ from field_formulas import ask, clouds, some_weights
 
 from drifting import DriftLoss, Sinkhorn, drift_field, gaussian, guidance_weight, laplacian
 from drifting.fields import (
+    Columns,
     KernelGradient,
     Mmd,
     Sharp,
@@ -151,6 +152,23 @@ def test_temperature_may_be_a_tensor(field):
     number = ask(field, gen, pos, neg, self_ref=ref, temperature=TAU).coefficients
     tensor = ask(field, gen, pos, neg, self_ref=ref, temperature=torch.tensor(TAU, dtype=torch.float64)).coefficients
     torch.testing.assert_close(tensor, number, rtol=1e-12, atol=1e-14)
+
+
+@every_field
+def test_nothing_but_a_tolerance_waits_for_the_device(field):
+    """Tensors on the meta device have no values: reading one, which is what would wait, raises."""
+    weight, temperature = torch.empty(2, 14, device="meta"), torch.empty((), device="meta")
+    for num_self, self_is_gen in ((6, False), (4, True)):
+        if self_is_gen and needs_second_batch(field):
+            continue
+        num_refs = num_self + 3 + 5
+        columns = Columns(num_self, 3, 5, self_is_gen, weight[:, :num_refs], slice(0, num_refs))
+        distance = torch.empty(2, 4, num_refs, device="meta")
+        if getattr(field, "tolerance", 0):
+            with pytest.raises(RuntimeError, match="meta"):
+                field(distance, columns, temperature=temperature)
+        else:
+            assert field(distance, columns, temperature=temperature).coefficients.shape == (2, 4, num_refs)
 
 
 @every_field
