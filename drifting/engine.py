@@ -102,24 +102,38 @@ class FrozenTargetLoss(torch.autograd.Function):
     """Per-problem loss mean |x/S - sg(x/S + V)|^2 (Eq. 26) with its closed-form gradient -2 V / (G D S)."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, gen: Tensor, drift: Tensor, unit: Tensor) -> Tensor:
-        """gen [B, G, D] (any float type), drift [B, G, D], unit [B, 1|G, 1] -> [B] in the drift's type."""
+    def forward(ctx: FunctionCtx, gen: Tensor, drift: Tensor, unit: Tensor, drift_is_ours: bool) -> Tensor:
+        """Loss [B] in the drift's type.
+
+        Args:
+            ctx: autograd's.
+            gen: [B, G, D], any float type.
+            drift: V, [B, G, D].
+            unit: S, [B, 1|G, 1].
+            drift_is_ours: whether nobody else holds `drift`, so that the gradient may be written over it.
+        """
         ctx.save_for_backward(drift, unit)
-        ctx.gen_dtype = gen.dtype  # type: ignore[attr-defined]
+        ctx.gen_dtype, ctx.drift_is_ours = gen.dtype, drift_is_ours  # type: ignore[attr-defined]
         loss: Tensor = torch.linalg.vector_norm(drift, dim=(1, 2)).square_()
         return loss.div_(drift.shape[1] * drift.shape[2])
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_loss: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: FunctionCtx, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
         """grad_loss [B] -> gradient [B, G, D] in the samples' type."""
         drift, unit = ctx.saved_tensors  # type: ignore[attr-defined]
-        num_gen, width = drift.shape[1:]
-        factor = grad_loss.detach()[:, None, None] * (-2.0 / (num_gen * width)) / unit  # [B, 1|G, 1]
-        gradient = torch.empty_like(drift, dtype=ctx.gen_dtype)  # type: ignore[attr-defined]
+        factor = grad_loss.detach()[:, None, None] * (-2.0 / (drift.shape[1] * drift.shape[2])) / unit  # [B, 1|G, 1]
+        overwrite = ctx.drift_is_ours and ctx.gen_dtype == drift.dtype and not _graph_is_kept()  # type: ignore[attr-defined]
+        gradient = drift if overwrite else torch.empty_like(drift, dtype=ctx.gen_dtype)  # type: ignore[attr-defined]
         torch.mul(drift, factor, out=gradient)
         if torch.is_grad_enabled():  # create_graph=True
             gradient = _NoSecondDerivative.apply(gradient, gradient.new_empty(0).requires_grad_())  # type: ignore[no-untyped-call]
-        return gradient, None, None
+        return gradient, None, None, None
+
+
+def _graph_is_kept() -> bool:
+    """Whether autograd may come back to the node that it is in (retain_graph=True); True where it does not tell."""
+    tell = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return tell is None or bool(tell())
 
 
 class _NoSecondDerivative(torch.autograd.Function):

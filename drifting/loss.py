@@ -154,7 +154,10 @@ class DriftLoss(nn.Module):
         """
         problems = [given.problems() for given in inputs]
         drifts = self._drifts(inputs, problems, with_contact=False)
-        return [_frozen_target_loss(given.gen, drift) for given, drift in zip(inputs, drifts, strict=True)]
+        return [
+            _frozen_target_loss(given.gen, drift, drift_is_ours=True)
+            for given, drift in zip(inputs, drifts, strict=True)
+        ]
 
     def joint_terms(self, inputs: Sequence[DriftInputs]) -> list[DriftTerms]:
         """Terms of K sets of problems; see `joint_losses`."""
@@ -162,7 +165,7 @@ class DriftLoss(nn.Module):
         drifts = self._drifts(inputs, problems, with_contact=True)
         return [
             DriftTerms(
-                loss=_frozen_target_loss(given.gen, drift),
+                loss=_frozen_target_loss(given.gen, drift, drift_is_ours=False),
                 drift=drift.drift,
                 scale=drift.scale,
                 drift_rms=drift.drift_rms,
@@ -254,6 +257,6 @@ def _value(temperature: float | LearnedTemperature) -> float | Tensor:
     return temperature().detach() if isinstance(temperature, LearnedTemperature) else temperature
 
 
-def _frozen_target_loss(gen: Tensor, drift: Drift) -> Tensor:
-    loss: Tensor = FrozenTargetLoss.apply(gen, drift.drift, drift.unit)  # type: ignore[no-untyped-call]
+def _frozen_target_loss(gen: Tensor, drift: Drift, *, drift_is_ours: bool) -> Tensor:
+    loss: Tensor = FrozenTargetLoss.apply(gen, drift.drift, drift.unit, drift_is_ours)  # type: ignore[no-untyped-call]
     return loss

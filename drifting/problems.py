@@ -18,8 +18,11 @@ from drifting.fields import Columns
 from drifting.native import kernels as native
 
 # Working memory of one block in bytes. CPU, for each thread: a core's share of the last-level cache, so that references
-# and [G, M] tiles stay there from one product to the next. Accelerator: enough work to fill it.
+# and [G, M] tiles stay there from one product to the next; but no more than a share of the samples' own size, so that
+# working memory stays small beside them. Accelerator: enough work to fill it.
 CPU_BLOCK = 4 * 2**20
+SMALLEST_CPU_BLOCK = 2**19
+CPU_BLOCK_SHARE = 1 / 4
 ACCELERATOR_BLOCK = 256 * 2**20
 # Multiplications of one product [G, D] x [D, M] up to which a problem is better visited as it is: the overhead of a
 # library's matrix product is as long as the product.
@@ -80,9 +83,16 @@ class ProblemGroup:
         self.weight = weights[0] if len(weights) == 1 else torch.cat(weights)  # [B, M]
         samples = self.num_refs + (0 if self.self_is_gen else self.num_gen)
         floats = samples * self.width + tiles * self.num_gen * self.num_refs
-        budget = CPU_BLOCK * torch.get_num_threads() if self.device.type == "cpu" else ACCELERATOR_BLOCK
-        self.block_size = min(len(self), max(1, budget // (floats * self.dtype.itemsize)))
+        self.block_size = min(len(self), max(1, self._budget() // (floats * self.dtype.itemsize)))
         self.is_small = native.usable(self.weight) and self.num_gen * self.num_refs * self.width <= SMALL_PROBLEM
+
+    def _budget(self) -> int:
+        """Bytes of working memory for one block."""
+        if self.device.type != "cpu":
+            return ACCELERATOR_BLOCK
+        samples = len(self) * self.num_gen * self.width * self.dtype.itemsize
+        share = max(SMALLEST_CPU_BLOCK, int(CPU_BLOCK_SHARE * samples))
+        return min(CPU_BLOCK, share) * torch.get_num_threads()
 
     @cached_property
     def _centre(self) -> Tensor:

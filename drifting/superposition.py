@@ -25,8 +25,8 @@ from drifting.problems import Block, ProblemGroup
 class Kept(Protocol):
     """What is kept of the drifts at all temperatures between two visits of the problems."""
 
-    def add(self, rows: slice, couplings: Sequence[Coupling]) -> list[Tensor]:
-        """Take the couplings of some problems at all temperatures; returns |V_tau|^2 of each sample, T of [b, G]."""
+    def add(self, rows: slice, k: int, coupling: Coupling) -> Tensor:
+        """Take the coupling of some problems at the k-th temperature; returns |V_tau|^2 of each sample, [b, G]."""
         ...
 
     def total(self, weights: Sequence[Tensor]) -> Tensor:
@@ -68,15 +68,15 @@ class KeptDrifts:
     def __init__(self, group: ProblemGroup, num_temperatures: int) -> None:
         self.group = group
         self.drifts = [group.empty(len(group), group.num_gen, group.width) for _ in range(num_temperatures)]
+        self._block: Block | None = None
 
-    def add(self, rows: slice, couplings: Sequence[Coupling]) -> list[Tensor]:
-        """Take the couplings of some problems at all temperatures; returns |V_tau|^2 of each sample, T of [b, G]."""
-        block = self.group.block(rows)
-        squares = []
-        for kept, coupling in zip(self.drifts, couplings, strict=True):
-            drift = displacement(coupling, block, kept[rows])
-            squares.append(torch.linalg.vector_norm(drift, dim=-1).square_())
-        return squares
+    def add(self, rows: slice, k: int, coupling: Coupling) -> Tensor:
+        """Take the coupling of some problems at the k-th temperature; returns |V_tau|^2 of each sample, [b, G]."""
+        if self._block is None or self._block.rows != rows:
+            self._block = self.group.block(rows)  # for all temperatures
+        drift = displacement(coupling, self._block, self.drifts[k][rows])
+        norm: Tensor = torch.linalg.vector_norm(drift, dim=-1)
+        return norm.square_()
 
     def total(self, weights: Sequence[Tensor]) -> Tensor:
         """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
@@ -101,16 +101,13 @@ class KeptCoefficients:
         shape = (len(group), group.num_gen, group.num_refs)
         self.coefficients = [group.empty(*shape) for _ in range(num_temperatures)]
 
-    def add(self, rows: slice, couplings: Sequence[Coupling]) -> list[Tensor]:
-        """Take the couplings of some problems at all temperatures; returns |V_tau|^2 of each sample, T of [b, G]."""
-        squares = []
-        for kept, coupling in zip(self.coefficients, couplings, strict=True):
-            own = kept[rows].copy_(coupling.coefficients)
-            if not coupling.balanced:
-                # y_i - x_i = 0: what the self pair gets moves nothing, and makes the row sum to zero.
-                own[..., : self.group.num_gen].diagonal(dim1=-2, dim2=-1).sub_(own.sum(-1))
-            squares.append(torch.bmm(own, self.gram[rows]).mul_(own).sum(-1).clamp_(min=0))
-        return squares
+    def add(self, rows: slice, k: int, coupling: Coupling) -> Tensor:
+        """Take the coupling of some problems at the k-th temperature; returns |V_tau|^2 of each sample, [b, G]."""
+        own = self.coefficients[k][rows].copy_(coupling.coefficients)
+        if not coupling.balanced:
+            # y_i - x_i = 0: what the self pair gets moves nothing, and makes the row sum to zero.
+            own[..., : self.group.num_gen].diagonal(dim1=-2, dim2=-1).sub_(own.sum(-1))
+        return torch.bmm(own, self.gram[rows]).mul_(own).sum(-1).clamp_(min=0)
 
     def total(self, weights: Sequence[Tensor]) -> Tensor:
         """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
@@ -131,12 +128,9 @@ class KeptForSmall:
         shape = (len(group), group.num_gen, group.num_refs)
         self.coefficients = [group.empty(*shape) for _ in range(num_temperatures)]
 
-    def add(self, rows: slice, couplings: Sequence[Coupling]) -> list[Tensor]:
-        """Take the couplings of some problems at all temperatures; returns |V_tau|^2 of each sample, T of [b, G]."""
-        squares = []
-        for kept, coupling in zip(self.coefficients, couplings, strict=True):
-            squares.append(self._displacement(kept[rows].copy_(coupling.coefficients), rows, out=None))
-        return squares
+    def add(self, rows: slice, k: int, coupling: Coupling) -> Tensor:
+        """Take the coupling of some problems at the k-th temperature; returns |V_tau|^2 of each sample, [b, G]."""
+        return self._displacement(self.coefficients[k][rows].copy_(coupling.coefficients), rows, out=None)
 
     def total(self, weights: Sequence[Tensor]) -> Tensor:
         """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""

@@ -19,7 +19,7 @@ from drifting.superposition import Kept, KeptCoefficients, KeptDrifts, KeptForSm
 
 SMALLEST_SCALE = 1e-3  # of S and of the mean distance: a collapsed batch is not blown up
 SMALLEST_DRIFT_MEAN_SQUARE = 1e-8  # of lambda^2: a batch without drift is not blown up
-TILES = 4  # [G, M] tiles that a block works with: distances and the couplings of three temperatures
+TILES = 3  # [G, M] tiles that a block works with: distances, a coupling and what it is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +108,11 @@ class GroupWalk:
         kept: Kept | None = None
         for rows in group.row_slices():
             distance, columns = self.normalized_distance(rows), group.columns(rows)
-            couplings = [
-                field(distance, columns, temperature=temperature, with_contact=with_contact)
-                for temperature in temperatures
-            ]
-            for coupling, contacts in zip(couplings, self.contacts, strict=True):
-                contacts += [] if coupling.contact is None else [coupling.contact]
-            kept = self._choose_kept(couplings) if kept is None else kept
-            torch.stack(kept.add(rows, couplings), dim=-1, out=self.square[rows])
+            for k, temperature in enumerate(temperatures):  # one coupling alive at a time
+                coupling = field(distance, columns, temperature=temperature, with_contact=with_contact)
+                kept = self._choose_kept(coupling, len(temperatures)) if kept is None else kept
+                self.square[rows, :, k] = kept.add(rows, k, coupling)
+                self.contacts[k] += [] if coupling.contact is None else [coupling.contact]
         assert kept is not None  # a group has at least one problem
         self.kept = kept
         del self.distance, self.gram
@@ -128,13 +125,12 @@ class GroupWalk:
         distance = self.distance[rows]
         return distance.div_(self.distance_unit[rows]) if self.normalization.features else distance
 
-    def _choose_kept(self, couplings: Sequence[Coupling]) -> Kept:
+    def _choose_kept(self, coupling: Coupling, num_temperatures: int) -> Kept:
         if self.group.is_small:
-            return KeptForSmall(self.group, len(couplings))
-        possible = self.group.self_is_gen or all(coupling.balanced for coupling in couplings)
-        if self.gram is None or not possible:
-            return KeptDrifts(self.group, len(couplings))
-        return KeptCoefficients(self.group, len(couplings), self.gram)
+            return KeptForSmall(self.group, num_temperatures)
+        if self.gram is None or not (self.group.self_is_gen or coupling.balanced):
+            return KeptDrifts(self.group, num_temperatures)
+        return KeptCoefficients(self.group, num_temperatures, self.gram)
 
     def drifts(self, mean_square: Tensor, gain: float) -> list[Drift]:
         """Third walk, given the mean square of each set's drifts, [K, T]; K drifts."""

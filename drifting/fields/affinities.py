@@ -21,8 +21,10 @@ def two_sided_affinity(log_affinity: Tensor) -> Tensor:
         row, column = kernel.sum(-1, keepdim=True), kernel.sum(-2, keepdim=True)
         if min(row.min(), column.min()) > SMALLEST_SUM[kernel.dtype]:
             return kernel.mul_(row.rsqrt_()).mul_(column.rsqrt_())
-    row = log_affinity.logsumexp(dim=-1, keepdim=True)
-    column = log_affinity.logsumexp(dim=-2, keepdim=True)
+    # Finite where a whole row or column has no kernel (a reference of weight 0): its affinity is 0, not NaN.
+    smallest = 0.25 * torch.finfo(log_affinity.dtype).min
+    row = log_affinity.logsumexp(dim=-1, keepdim=True).clamp_(min=smallest)
+    column = log_affinity.logsumexp(dim=-2, keepdim=True).clamp_(min=smallest)
     return (log_affinity - 0.5 * (row + column)).exp_()
 
 
@@ -39,3 +41,7 @@ def row_affinity(log_affinity: Tensor) -> Tensor:
 def unnormalized_affinity(log_affinity: Tensor) -> Tensor:
     """The bare kernel, Z = 1 (Table 11, "none"): underflows to zero where everything is far; [B, G, M] -> [B, G, M]."""
     return log_affinity.exp()
+
+
+OWN_AFFINITIES = (two_sided_affinity, row_affinity, unnormalized_affinity)
+"""Those that return a tensor of their own, which the field may overwrite."""

@@ -20,8 +20,8 @@ class Columns:
     `self_is_gen` tells that the self block is the generated batch itself, so that entry (i, i) pairs a sample with
     itself; it is False for an independent second batch. `weight` [B, M] multiplies affinities after `MeanShift` has
     normalised them: weight 2 is not the same as a duplicated column, nor weight 0 as an absent one, because the
-    normalising sums do not see weights. `Sinkhorn` takes it as mass, and there both are the same. Weights outside the
-    columns `weighted`, a slice with start and stop, are all one.
+    normalising sums do not see weights. All other fields take it as mass, and there both are the same. Weights outside
+    the columns `weighted`, a slice with start and stop, are all one.
     """
 
     num_self: int

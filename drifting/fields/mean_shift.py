@@ -16,9 +16,9 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from drifting.fields.affinities import Affinity, two_sided_affinity
+from drifting.fields.affinities import OWN_AFFINITIES, Affinity, two_sided_affinity
 from drifting.fields.field import Columns, Contact, Coupling
-from drifting.kernels import Kernel, laplacian
+from drifting.kernels import DifferentiableKernel, Kernel, laplacian
 from drifting.native import kernels as native
 
 
@@ -28,7 +28,9 @@ class WeightPlacement(Enum):
     AFFINITY = "affinity"
     """On the normalised affinity: the authors' code. A reference of weight 0 still dilutes the others."""
     KERNEL = "kernel"
-    """On the kernel, before it is normalised: weight 2 is a duplicate, weight 0 an absent reference."""
+    """On the kernel, log w within the softmax. Weight 0 is an absent reference. Weight 2 is a duplicate for
+    `row_affinity` and `unnormalized_affinity`; in `two_sided_affinity` the softmax over generated samples cancels it, and
+    the affinity grows with sqrt(w)."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class MeanShift:
             affinity = torch.cat([self.affinity(part) for part in parts], dim=-1)
         else:
             affinity = self.affinity(log_affinity)
+            if self.affinity not in OWN_AFFINITIES:  # a user's function may keep or expand what it returns
+                affinity = affinity.clone(memory_format=torch.contiguous_format)
         floor_share = None
         if self.floor > 0:
             affinity = affinity.clamp_(min=self.floor)
@@ -127,8 +131,8 @@ class MeanShift:
     def _log_affinity(self, distance: Tensor, columns: Columns, temperature: float | Tensor) -> Tensor:
         """Log of the kernel, self pairs masked; a tensor of our own."""
         log_affinity = self.kernel(distance, temperature)
-        if log_affinity.data_ptr() == distance.data_ptr():
-            log_affinity = log_affinity.clone()
+        if not isinstance(self.kernel, DifferentiableKernel):  # a user's function may keep or expand what it returns
+            log_affinity = log_affinity.clone(memory_format=torch.contiguous_format)
         if columns.is_weighted and self.weight_placement is WeightPlacement.KERNEL:
             log_affinity[..., columns.weighted] += columns.weight[:, None, columns.weighted].log()
         if self.mask_self and columns.self_is_gen:

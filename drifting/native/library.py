@@ -28,7 +28,7 @@ def load() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home directory
         detail = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else error
         warnings.warn(
             f"drifting: {SOURCE.name} could not be compiled by {compiler}; the plain PyTorch path gives the same "
@@ -40,7 +40,8 @@ def load() -> ctypes.CDLL | None:
 
 
 def _compiled(compiler: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "drifting"
+    root = os.environ.get("XDG_CACHE_HOME")
+    cache = (Path(root) if root else Path.home() / ".cache") / "drifting"
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     if cache.stat().st_uid != os.getuid() or cache.stat().st_mode & 0o022:
         raise PermissionError(f"{cache} can be written by others; code is loaded from it: chmod 700 it")
