@@ -28,9 +28,9 @@ class WeightPlacement(Enum):
     AFFINITY = "affinity"
     """On the normalised affinity: the authors' code. A reference of weight 0 still dilutes the others."""
     KERNEL = "kernel"
-    """On the kernel, log w within the softmax. Weight 0 is an absent reference. Weight 2 is a duplicate for
-    `row_affinity` and `unnormalized_affinity`; in `two_sided_affinity` the softmax over generated samples cancels it, and
-    the affinity grows with sqrt(w)."""
+    """On the kernel, log w within the softmax. Weight 0 is an absent reference. Weight 2 is a duplicate in
+    `row_affinity` and `unnormalized_affinity`; in `two_sided_affinity` the softmax over generated samples cancels it,
+    and the affinity grows with sqrt(w)."""
 
 
 @dataclass(frozen=True)
