@@ -34,6 +34,7 @@ class DriftInputs:
     def problems(self) -> Problems:
         """Check every argument and fill in weights."""
         gen, pos, neg, self_ref = self.gen, self.pos, self.neg, self.self_ref
+        self._refuse_transforms()
         _check_gen(gen, self_ref)
         _check_block("pos", "P", pos, gen)
         if pos.shape[1] == 0:
@@ -57,6 +58,15 @@ class DriftInputs:
             blocks=tuple(block.detach() for block in (own, neg, pos) if block is not None),
             columns=_columns(named, gen, self_is_gen=self_ref is None),
         )
+
+    def _refuse_transforms(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if value is not None and torch._C._functorch.is_functorch_wrapped_tensor(value):
+                raise ValueError(
+                    f"{name} must be a plain tensor, not one inside torch.func or vmap: the loss has a batch axis of "
+                    "its own, gen [B, G, D], and its gradient comes from .backward() or torch.autograd.grad"
+                )
 
     def working_memory(self, num_temperatures: int) -> int:
         """Bytes that the engine holds at most between two walks over these problems, samples and result not counted."""
@@ -98,11 +108,6 @@ def _columns(named: Mapping[str, tuple[Tensor | None, Tensor | None]], gen: Tens
 
 
 def _check_gen(gen: Tensor, self_ref: Tensor | None) -> None:
-    if torch._C._functorch.is_functorch_wrapped_tensor(gen):
-        raise ValueError(
-            "gen must be a plain tensor, not one inside torch.func or vmap: the loss has a batch axis of its own, "
-            "gen [B, G, D], and its gradient comes from .backward() or torch.autograd.grad"
-        )
     if gen.ndim != 3 or not gen.is_floating_point():
         raise ValueError(f"gen must be a float tensor [B, G, D], got {gen.dtype} {tuple(gen.shape)}")
     if 0 in gen.shape:

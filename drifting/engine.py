@@ -14,8 +14,9 @@ ranks, and the loss. The target is frozen, so the gradient is known in closed fo
 Shapes: B problems, G generated, M references, D features, T temperatures, K sets of problems (features).
 """
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -35,15 +36,33 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     TF32 keeps ten bits of a coordinate: with features 100 away from the origin nothing is left of the distances.
     """
-    chosen = torch.get_float32_matmul_precision()
-    if chosen != "highest":
-        torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        if chosen != "highest":
-            torch.set_float32_matmul_precision(chosen)
+    autocast = nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    with _precision, autocast:
+        yield
+
+
+class _FullProducts:
+    """Holds the process's product precision at "highest" until the last of the threads that asked has left."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.chosen = threading.Lock(), 0, ""
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.chosen = torch.get_float32_matmul_precision()
+                if self.chosen != "highest":
+                    torch.set_float32_matmul_precision("highest")
+            self.inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0 and self.chosen != "highest":
+                torch.set_float32_matmul_precision(self.chosen)
+
+
+_precision = _FullProducts()
 
 
 @torch.no_grad()
@@ -112,18 +131,23 @@ class FrozenTargetLoss(torch.autograd.Function):
             unit: S, [B, 1|G, 1].
             drift_is_ours: whether nobody else holds `drift`, so that the gradient may be written over it.
         """
-        ctx.save_for_backward(drift, unit)
-        ctx.gen_dtype, ctx.drift_is_ours = gen.dtype, drift_is_ours  # type: ignore[attr-defined]
+        ctx.save_for_backward(unit)
+        # Not among the saved tensors: sets side by side are views of one, which autograd would not let one of them
+        # overwrite before the others have been read.
+        ctx.drift, ctx.gen_dtype, ctx.drift_is_ours = drift, gen.dtype, drift_is_ours  # type: ignore[attr-defined]
         loss: Tensor = torch.linalg.vector_norm(drift, dim=(1, 2)).square_()
         return loss.div_(drift.shape[1] * drift.shape[2])
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
         """grad_loss [B] -> gradient [B, G, D] in the samples' type."""
-        drift, unit = ctx.saved_tensors  # type: ignore[attr-defined]
+        (unit,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        drift, dtype, once = ctx.drift, ctx.gen_dtype, not _graph_is_kept()  # type: ignore[attr-defined]
+        if once:
+            ctx.drift = None  # type: ignore[attr-defined]
         factor = grad_loss.detach()[:, None, None] * (-2.0 / (drift.shape[1] * drift.shape[2])) / unit  # [B, 1|G, 1]
-        overwrite = ctx.drift_is_ours and ctx.gen_dtype == drift.dtype and not _graph_is_kept()  # type: ignore[attr-defined]
-        gradient = drift if overwrite else torch.empty_like(drift, dtype=ctx.gen_dtype)  # type: ignore[attr-defined]
+        overwrite = once and ctx.drift_is_ours and dtype == drift.dtype  # type: ignore[attr-defined]
+        gradient = drift if overwrite else torch.empty_like(drift, dtype=dtype)
         torch.mul(drift, factor, out=gradient)
         if torch.is_grad_enabled():  # create_graph=True
             gradient = _NoSecondDerivative.apply(gradient, gradient.new_empty(0).requires_grad_())  # type: ignore[no-untyped-call]

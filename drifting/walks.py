@@ -135,6 +135,7 @@ class GroupWalk:
     def drifts(self, mean_square: Tensor, gain: float) -> list[Drift]:
         """Third walk, given the mean square of each set's drifts, [K, T]; K drifts."""
         group = self.group
+        mean_square = mean_square.to(group.dtype)
         weight = gain / self.unit  # [B, 1|G, 1]
         weights = [weight] * self.square.shape[-1]
         if self.normalization.drift:
