@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The benchmarks compare with other people's packages, which the library's own environment does not need.
+PEERS := .venv-peers
+PEERS_INSTALLED := $(PEERS)/.installed
+CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "drifting needs Python 3.11 or newer; set PYTHON=python3.12 or the like")'
 # Small nets lose more to thread hand-over than they gain from a second core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m domains.imagenet.train
@@ -23,12 +27,21 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: $(PEERS_INSTALLED)
+	$(PEERS)/bin/python -m benchmarks
+
 # The stamp is written last: an interrupted installation is repeated, a finished one is not.
 $(INSTALLED): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "drifting needs Python 3.11 or newer; set PYTHON=python3.12 or the like")'
+	$(CHECK_PYTHON)
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[imagenet,dev]'
 	touch $@
 
+$(PEERS_INSTALLED): pyproject.toml benchmarks/peers.txt
+	$(CHECK_PYTHON)
+	$(PEERS)/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf $(PEERS); $(PYTHON) -m venv $(PEERS); }
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -e . -r benchmarks/peers.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(PEERS) build dist

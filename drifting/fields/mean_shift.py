@@ -28,9 +28,7 @@ class WeightPlacement(Enum):
     AFFINITY = "affinity"
     """On the normalised affinity: the authors' code. A reference of weight 0 still dilutes the others."""
     KERNEL = "kernel"
-    """On the kernel, log w within the softmax. Weight 0 is an absent reference. Weight 2 is a duplicate in
-    `row_affinity` and `unnormalized_affinity`; in `two_sided_affinity` the softmax over generated samples cancels it,
-    and the affinity grows with sqrt(w)."""
+    """On the kernel, within the softmax over references: weight 2 is a duplicate, weight 0 an absent reference."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,10 @@ class MeanShift:
             if not 0 <= value < float("inf"):
                 raise ValueError(f"MeanShift: {name} must be finite and >= 0, got {value}")
 
+    @property
+    def _weights_kernel(self) -> bool:
+        return self.weight_placement is WeightPlacement.KERNEL
+
     def __call__(
         self, distance: Tensor, columns: Columns, *, temperature: float | Tensor, with_contact: bool = True
     ) -> Coupling:
@@ -82,11 +84,14 @@ class MeanShift:
             affinity = self.affinity(log_affinity)
             if self.affinity not in OWN_AFFINITIES:  # a user's function may keep or expand what it returns
                 affinity = affinity.clone(memory_format=torch.contiguous_format)
+        if columns.is_weighted and self._weights_kernel and self.affinity is two_sided_affinity:
+            # The softmax over generated samples cancels w, so only its root came through.
+            affinity[..., columns.weighted] *= columns.weight[:, None, columns.weighted].sqrt()
         floor_share = None
         if self.floor > 0:
             affinity = affinity.clamp_(min=self.floor)
             floor_share = (affinity <= self.floor).to(distance.dtype).mean((1, 2)) if with_contact else None
-        if columns.is_weighted and self.weight_placement is WeightPlacement.AFFINITY:
+        if columns.is_weighted and not self._weights_kernel:
             affinity[..., columns.weighted] *= columns.weight[:, None, columns.weighted]
 
         negative, positive = affinity.split_with_sizes([columns.num_negative, columns.num_pos], dim=-1)
@@ -108,7 +113,7 @@ class MeanShift:
             and self.affinity is two_sided_affinity
             and not self.separate_blocks
             and not self.bias_correction
-            and not (columns.is_weighted and self.weight_placement is WeightPlacement.KERNEL)
+            and not (columns.is_weighted and self._weights_kernel)
         )
         if not default_rule or not distance.is_contiguous() or not native.usable(distance, columns.weight):
             return None
@@ -133,7 +138,7 @@ class MeanShift:
         log_affinity = self.kernel(distance, temperature)
         if not isinstance(self.kernel, DifferentiableKernel):  # a user's function may keep or expand what it returns
             log_affinity = log_affinity.clone(memory_format=torch.contiguous_format)
-        if columns.is_weighted and self.weight_placement is WeightPlacement.KERNEL:
+        if columns.is_weighted and self._weights_kernel:
             log_affinity[..., columns.weighted] += columns.weight[:, None, columns.weighted].log()
         if self.mask_self and columns.self_is_gen:
             # Minus infinity is an affinity of exactly zero at every temperature; every row and column keeps other
