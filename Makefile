@@ -40,7 +40,7 @@ $(INSTALLED): pyproject.toml
 $(PEERS_INSTALLED): pyproject.toml benchmarks/peers.txt
 	$(CHECK_PYTHON)
 	$(PEERS)/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf $(PEERS); $(PYTHON) -m venv $(PEERS); }
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -e . -r benchmarks/peers.txt
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[imagenet]' -r benchmarks/peers.txt
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""Every benchmark of speed and memory, one after the other, each in a process of its own: `make bench`.
+"""Every benchmark of the loss, one after the other, each in a process of its own: `make bench`, some 45 minutes.
 
 python -m benchmarks [--quick]
 """
@@ -7,7 +7,7 @@ import argparse
 import subprocess
 import sys
 
-BENCHMARKS = ("drift_loss", "growth", "features", "queue")
+BENCHMARKS = ("drift_loss", "growth", "queue", "features", "fields")
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def add_samples(raw: Tensor, total: Tensor) -> None:
 
     def part(start: int, stop: int) -> None:
         add = _function("add_samples")
-        add(raw[start:].data_ptr(), total[start:].data_ptr(), stop - start, count, width)  # type: ignore[misc]
+        add(_at(raw, start), _at(total, start), stop - start, count, width)  # type: ignore[misc]
 
     _over_problems(len(raw), part)
 
@@ -85,10 +85,10 @@ def centre_samples(raw: Tensor, centre: Tensor, refs: Tensor, square: Tensor) ->
 
     def part(start: int, stop: int) -> None:
         _function("centre_samples")(  # type: ignore[misc]
-            raw[start:].data_ptr(),
-            centre[start:].data_ptr(),
-            refs[start:].data_ptr(),
-            square[start:].data_ptr(),
+            _at(raw, start),
+            _at(centre, start),
+            _at(refs, start),
+            _at(square, start),
             stop - start,
             count,
             width,
@@ -115,15 +115,15 @@ def distances(
 
     def part(start: int, stop: int) -> None:
         _function("distances")(  # type: ignore[misc]
-            inner[start:].data_ptr(),
+            _at(inner, start),
             inner.stride(0),
-            own[start:].data_ptr(),
+            _at(own, start),
             own.stride(0),
-            square[start:].data_ptr(),
+            _at(square, start),
             square.stride(0),
-            None if weight is None else weight[start:].data_ptr(),
-            distance[start:].data_ptr(),
-            row_sum[start:].data_ptr(),
+            None if weight is None else _at(weight, start),
+            _at(distance, start),
+            _at(row_sum, start),
             stop - start,
             num_gen,
             num_refs,
@@ -153,14 +153,12 @@ def mean_shift(
 
     def part(start: int, stop: int) -> None:
         column = distance.new_empty(num_refs)
-        found = _function(
-            "mean_shift"
-        )(  # type: ignore[misc]
-            distance[start:].data_ptr(),
-            None if weight is None else weight[start:].data_ptr(),
-            coefficients[start:].data_ptr(),
-            mass[start:].data_ptr(),
-            on_floor[start:].data_ptr(),
+        found = _function("mean_shift")(  # type: ignore[misc]
+            _at(distance, start),
+            None if weight is None else _at(weight, start),
+            _at(coefficients, start),
+            _at(mass, start),
+            _at(on_floor, start),
             column.data_ptr(),
             stop - start,
             num_gen,
@@ -230,6 +228,11 @@ def direct_displacement(coefficients: Tensor, gen: Tensor, blocks: Sequence[Tens
 
     _over_problems(len(gen), part)
     return square
+
+
+def _at(x: Tensor, start: int) -> int:
+    """Address of x[start]."""
+    return int(x.data_ptr() + start * x.stride(0) * x.element_size())
 
 
 def _pointers(blocks: Sequence[Tensor]) -> tuple[ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_ssize_t]]:
