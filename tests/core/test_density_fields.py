@@ -1,6 +1,7 @@
 """KernelGradient, Sharp and Mmd: each is the gradient that it claims to be, by autograd of the plain formula."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -179,7 +180,14 @@ def test_sharp_and_kernel_gradient_are_conservative_where_mean_shift_is_not(name
 
 
 FIELDS = [KernelGradient(laplacian), KernelGradient(gaussian), Sharp(laplacian), Mmd(laplacian), Mmd(Matern(1.5))]
-every_field = pytest.mark.parametrize("field", FIELDS, ids=str)
+
+
+def name_of(field) -> str:
+    """Without addresses of functions, which differ between the processes that share the tests."""
+    return re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", str(field))
+
+
+every_field = pytest.mark.parametrize("field", FIELDS, ids=name_of)
 
 
 @every_field
