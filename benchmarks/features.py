@@ -18,108 +18,25 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import matplotlib
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
+from benchmarks.feature_losses import ALPHA, LOSSES, FeatureBatch, Sizes, feature_drift_loss
 from benchmarks.measure import interleave, ratios
-from benchmarks.official_torch import TEMPERATURES, official_loss
 from benchmarks.report import ROOT, print_table, save
 from domains.imagenet.encoders import MaeFeatures
 from domains.imagenet.generator import DiTGenerator, GeneratorConfig, generator_preset
 from domains.imagenet.mae import MaeConfig, MaskedAutoencoder
-from drifting import DriftLoss, FeatureDriftLoss, guidance_weight
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-Features = dict[str, Tensor]  # {key: [K, F, D]}
 LOSS_PHASE = "drifting loss, both ways"
-ALPHA = 1.5  # guidance scale of every label
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    B: int
-    G: int
-    P: int
-    N: int
-
-    def split(self, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Positives [B P, ...] and unconditional samples [B N, ...] of [B (P + N), ...]."""
-        return tuple(real.split([self.B * self.P, self.B * self.N]))
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureBatch:
-    """Features of one step: generated ones are leaves, so that the loss can be timed without its encoder."""
-
-    sizes: Sizes
-    gen: Features
-    pos: Features
-    neg: Features
-
-    def neg_weight(self) -> Tensor:
-        alpha = torch.full((self.sizes.B,), ALPHA)
-        return guidance_weight(alpha, self.sizes.G, self.sizes.N)[:, None].expand(-1, self.sizes.N)
-
-    def gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(loss, list(self.gen.values()))
-
-    def problems(self, features: Features, key: str) -> Tensor:
-        """[B F, K / B, D]: one drifting problem per label and location."""
-        return rearrange(features[key], "(b k) f d -> (b f) k d", b=self.sizes.B)
-
-
-class Replay(nn.Module):
-    """An encoder that has run already: a sample is the number of the block that it belongs to."""
-
-    def __init__(self, batch: FeatureBatch) -> None:
-        super().__init__()
-        self.blocks = (batch.gen, batch.pos, batch.neg)
-        sizes = batch.sizes
-        self.samples = [torch.full((sizes.B, k, 1), float(i)) for i, k in enumerate((sizes.G, sizes.P, sizes.N))]
-
-    def forward(self, samples: Tensor) -> Features:
-        (block,) = samples.unique().long().tolist()
-        return self.blocks[block]
-
-
-def feature_drift_loss(batch: FeatureBatch) -> tuple[Tensor, ...]:
-    replay = Replay(batch)
-    loss = FeatureDriftLoss(replay, DriftLoss(TEMPERATURES))(*replay.samples, neg_weight=batch.neg_weight())
-    return batch.gradients(loss)
-
-
-def loop_over_keys(batch: FeatureBatch, one_key: Callable[..., Tensor]) -> tuple[Tensor, ...]:
-    """`one_key`(gen, pos, neg, neg_weight) [] for each key by itself, summed."""
-    total = torch.zeros(())
-    for key, features in batch.gen.items():
-        blocks = [batch.problems(block, key) for block in (batch.gen, batch.pos, batch.neg)]
-        total = total + one_key(*blocks, batch.neg_weight().repeat_interleave(features.shape[1], dim=0))
-    return batch.gradients(total)
-
-
-def drift_loss_per_key(batch: FeatureBatch) -> tuple[Tensor, ...]:
-    loss = DriftLoss(TEMPERATURES)
-    return loop_over_keys(batch, lambda gen, pos, neg, weight: loss(gen, pos, neg, neg_weight=weight))
-
-
-def transcription_per_key(batch: FeatureBatch) -> tuple[Tensor, ...]:
-    return loop_over_keys(batch, official_loss)
-
-
-LOSSES = {
-    "ours": feature_drift_loss,
-    "DriftLoss per key": drift_loss_per_key,
-    "transcription per key": transcription_per_key,
-}
 
 
 def training_step(

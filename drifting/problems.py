@@ -81,10 +81,11 @@ class ProblemGroup:
         self.dtype, self.device = first.dtype, first.gen.device
         weights = [problems.columns.weight for problems in sets]
         self.weight = weights[0] if len(weights) == 1 else torch.cat(weights)  # [B, M]
-        samples = self.num_refs + (0 if self.self_is_gen else self.num_gen)
-        floats = samples * self.width + tiles * self.num_gen * self.num_refs
-        self.block_size = min(len(self), max(1, self._budget() // (floats * self.dtype.itemsize)))
         self.is_small = native.usable(self.weight) and self.num_gen * self.num_refs * self.width <= SMALL_PROBLEM
+        floats = tiles * self.num_gen * self.num_refs
+        if not self.is_small:  # small problems are visited where they are
+            floats += (self.num_refs + (0 if self.self_is_gen else self.num_gen)) * self.width
+        self.block_size = min(len(self), max(1, self._budget() // (floats * self.dtype.itemsize)))
 
     def _budget(self) -> int:
         """Bytes of working memory for one block."""

@@ -2,7 +2,8 @@
 
 import torch
 
-from benchmarks.features import LOSSES, FeatureBatch, Sizes, build, training_step
+from benchmarks.feature_losses import LOSSES, FeatureBatch, Sizes
+from benchmarks.features import build, training_step
 from domains.imagenet.generator import GeneratorConfig
 from domains.imagenet.mae import MaeConfig
 
