@@ -92,8 +92,13 @@ class ProblemGroup:
         if self.device.type != "cpu":
             return ACCELERATOR_BLOCK
         samples = len(self) * self.num_gen * self.width * self.dtype.itemsize
-        share = max(SMALLEST_CPU_BLOCK, int(CPU_BLOCK_SHARE * samples))
-        return min(CPU_BLOCK, share) * torch.get_num_threads()
+        # Few samples: a whole block costs little memory, and small ones would cost overhead.
+        block = (
+            CPU_BLOCK
+            if samples < CPU_BLOCK / 2
+            else min(CPU_BLOCK, max(SMALLEST_CPU_BLOCK, int(CPU_BLOCK_SHARE * samples)))
+        )
+        return block * torch.get_num_threads()
 
     @cached_property
     def _centre(self) -> Tensor:

@@ -270,7 +270,8 @@ def test_functional_transforms_of_other_arguments_are_refused(name, dtype):
         torch.func.vmap(lambda block: DriftLoss()(**given, **{name: block}))(mapped[None])
 
 
-@pytest.mark.filterwarnings("ignore")  # dynamo's, of graph breaks
+@pytest.mark.slow  # dynamo follows the engine through all its graph breaks
+@pytest.mark.filterwarnings("ignore")  # and warns of them
 def test_compiled_the_loss_gives_the_same_numbers():
     given = without_second_batch(samples())
     loss = DriftLoss()
