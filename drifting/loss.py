@@ -51,7 +51,7 @@ class DriftLoss(nn.Module):
         gain: factor on the normalised drift, the length of a step; 1 in the paper.
         refuse_nonfinite: raise a ValueError for NaN or infinite samples, on the CPU in the same call, on an
             accelerator in a later one, since nothing waits for the device. Otherwise they are carried: every loss of
-            the batch becomes NaN.
+            the batch becomes NaN through S or lambda, or that problem's alone where neither is shared.
 
     Raises:
         ValueError: a temperature that is not finite and positive, or none at all; a gain that is not finite and >= 0.
