@@ -30,8 +30,8 @@ class DriftDiagnostics:
 
 def within_problem_spread(samples: Tensor) -> Tensor:
     """RMS over problems, samples and features of the distance from the problem's mean; [B, K, D] -> []."""
-    variance = samples.var(1, correction=0) if samples.dtype == torch.float64 else samples.float().var(1, correction=0)
-    return variance.mean().sqrt()
+    x = samples.to(torch.promote_types(samples.dtype, torch.float32))
+    return x.var(1, correction=0).mean().sqrt()
 
 
 @torch.no_grad()

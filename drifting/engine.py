@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from drifting.distances import pairwise_distance
 from drifting.fields import Field
-from drifting.problems import ProblemGroup, Problems
+from drifting.problems import Problems
 from drifting.scales import global_mean
-from drifting.superposition import displacement
-from drifting.walks import TILES, Drift, GroupWalk, Normalization
+from drifting.walks import Drift, GroupWalk, Normalization
 
 
 @contextmanager
@@ -69,15 +67,12 @@ _precision = _FullProducts()
 def raw_drift(problems: Problems, field: Field, temperature: float | Tensor) -> Tensor:
     """Drift [B, G, D] at one temperature, nothing normalised; `temperature` in the samples' unit."""
     with full_precision(problems.gen.device):
-        group = ProblemGroup([problems], TILES)
-        drift = group.empty(len(group), group.num_gen, group.width)
-        for rows in group.row_slices():
-            block = group.block(rows, find_centre=True)
-            distance = group.empty(len(block.gen), group.num_gen, group.num_refs)
-            pairwise_distance(block, None, out=distance)
-            coupling = field(distance, block.columns, temperature=temperature, with_contact=False)
-            displacement(coupling, block, drift[rows])
-    return drift
+        walk = GroupWalk([problems], 1, Normalization(features=False, drift=False))
+        total, mass = walk.distances()
+        walk.set_scale(total / mass)
+        square, count = walk.couplings(field, [temperature], with_contact=False)
+        (drift,) = walk.drifts(square / count, gain=1.0)
+    return drift.drift
 
 
 @torch.no_grad()

@@ -105,16 +105,14 @@ class GroupWalk:
         group = self.group
         self.square = group.empty(len(group), group.num_gen, len(temperatures))  # |V_tau|^2 in scaled coordinates
         self.contacts: list[list[Contact]] = [[] for _ in temperatures]
-        kept: Kept | None = None
         for rows in group.row_slices():
             distance, columns = self.normalized_distance(rows), group.columns(rows)
             for k, temperature in enumerate(temperatures):  # one coupling alive at a time
                 coupling = field(distance, columns, temperature=temperature, with_contact=with_contact)
-                kept = self._choose_kept(coupling, len(temperatures)) if kept is None else kept
-                self.square[rows, :, k] = kept.add(rows, k, coupling)
+                if rows.start == k == 0:
+                    self.kept = self._choose_kept(coupling, len(temperatures))
+                self.square[rows, :, k] = self.kept.add(rows, k, coupling)
                 self.contacts[k] += [] if coupling.contact is None else [coupling.contact]
-        assert kept is not None  # a group has at least one problem
-        self.kept = kept
         del self.distance, self.gram
         self.square /= self.unit.square()
         count = self.scale.new_tensor(group.sizes).mul_(group.num_gen * group.width)

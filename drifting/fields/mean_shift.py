@@ -99,8 +99,8 @@ class MeanShift:
         if self.bias_correction:
             remove_centroid_bias(negative, negative_sum)
             remove_centroid_bias(positive, positive_sum)
-        positive *= negative_sum if self.attraction == 1 else self.attraction * negative_sum
-        negative *= positive_sum * -self.repulsion
+        positive *= self.attraction * negative_sum
+        negative *= -self.repulsion * positive_sum
         contact = Contact(positive_sum.mean((1, 2)), negative_sum.mean((1, 2)), floor_share) if with_contact else None
         return Coupling(affinity, self.attraction == self.repulsion, contact)
 
