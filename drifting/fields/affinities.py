@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from drifting.native import kernels as native
+
 Affinity = Callable[[Tensor], Tensor]
 """log-affinity [B, G, M] -> non-negative affinity [B, G, M]; the argument is left as it is."""
 
@@ -30,7 +32,7 @@ def two_sided_affinity(log_affinity: Tensor) -> Tensor:
 
 # Smallest sum of kernels, relative to the largest kernel of its problem, that leaves every digit of its terms: below it
 # terms that count are rounded as denormal numbers.
-SMALLEST_SUM = {torch.float32: 1e-25, torch.float64: 1e-200}
+SMALLEST_SUM = {torch.float32: native.SMALLEST_SUM, torch.float64: 1e-200}
 
 
 def row_affinity(log_affinity: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
  * its oracle in the tests and runs where this file cannot: other fields, other types, other devices, no compiler.
  *
  * Shapes: b problems, G generated, M references, D features; all arrays are float32 and contiguous unless a stride
- * (in floats, between problems) is given.
+ * (in floats, between problems) is given. Each function visits the problems from `first` to before `last`.
  */
 #include <math.h>
 #include <stddef.h>
@@ -29,9 +29,9 @@ static inline float exp_nonpositive(float x)
 }
 
 /* sum[b, :] += sum over samples of raw[b, :, :]. */
-void add_samples(const float *raw, float *sum, ptrdiff_t problems, ptrdiff_t count, ptrdiff_t width)
+void add_samples(ptrdiff_t first, ptrdiff_t last, const float *raw, float *sum, ptrdiff_t count, ptrdiff_t width)
 {
-    for (ptrdiff_t b = 0; b < problems; b++) {
+    for (ptrdiff_t b = first; b < last; b++) {
         float *s = sum + b * width;
         for (ptrdiff_t k = 0; k < count; k++) {
             const float *x = raw + (b * count + k) * width;
@@ -41,11 +41,11 @@ void add_samples(const float *raw, float *sum, ptrdiff_t problems, ptrdiff_t cou
     }
 }
 
-/* refs[b, first : first + count, :] = raw - centre, and |refs|^2. */
-void centre_samples(const float *raw, const float *centre, float *refs, float *square, ptrdiff_t problems,
+/* refs = raw - centre, and |refs|^2. */
+void centre_samples(ptrdiff_t first, ptrdiff_t last, const float *raw, const float *centre, float *refs, float *square,
                     ptrdiff_t count, ptrdiff_t width, ptrdiff_t refs_stride, ptrdiff_t square_stride)
 {
-    for (ptrdiff_t b = 0; b < problems; b++) {
+    for (ptrdiff_t b = first; b < last; b++) {
         const float *c = centre + b * width;
         for (ptrdiff_t k = 0; k < count; k++) {
             const float *x = raw + (b * count + k) * width;
@@ -64,11 +64,11 @@ void centre_samples(const float *raw, const float *centre, float *refs, float *s
 
 /* distance = sqrt(max(|x|^2 + |y|^2 - 2 x.y, smallest)), self pairs exactly sqrt(smallest) where the first G references
  * are the generated samples; row_sum = sum_j w_j distance. `inner` may be `distance` itself. `weight` may be NULL. */
-void distances(const float *inner, ptrdiff_t inner_stride, const float *own, ptrdiff_t own_stride, const float *square,
-               ptrdiff_t square_stride, const float *weight, float *distance, float *row_sum, ptrdiff_t problems, ptrdiff_t num_gen,
-               ptrdiff_t num_refs, float smallest, int self_is_gen)
+void distances(ptrdiff_t first, ptrdiff_t last, const float *inner, ptrdiff_t inner_stride, const float *own,
+               ptrdiff_t own_stride, const float *square, ptrdiff_t square_stride, const float *weight, float *distance,
+               float *row_sum, ptrdiff_t num_gen, ptrdiff_t num_refs, float smallest, int self_is_gen)
 {
-    for (ptrdiff_t b = 0; b < problems; b++) {
+    for (ptrdiff_t b = first; b < last; b++) {
         const float *y2 = square + b * square_stride, *w = weight ? weight + b * num_refs : NULL;
         for (ptrdiff_t i = 0; i < num_gen; i++) {
             const float *xy = inner + b * inner_stride + i * num_refs;
@@ -96,19 +96,18 @@ void distances(const float *inner, ptrdiff_t inner_stride, const float *own, ptr
 
 /* Coefficients of the mean-shift field with the Laplacian kernel and the two-sided affinity (see fields/mean_shift.py).
  *
- * `column` is working memory of num_refs floats. mass[b, i, :] = (sum of affinities to positives, to negatives),
- * on_floor[b] = number of affinities on the floor. Returns the index of the first problem whose sums underflow, from
- * which on nothing is written; `problems` if there is none.
+ * `columns` is working memory of [b, M]. mass[b, i, :] = (sum of affinities to positives, to negatives), on_floor[b] =
+ * number of affinities on the floor. Returns 0 at the first problem whose sums underflow, 1 if there is none.
  */
-ptrdiff_t mean_shift(const float *distance, const float *weight, float *coefficients, float *mass, float *on_floor,
-                     float *column, ptrdiff_t problems, ptrdiff_t num_gen, ptrdiff_t num_refs, ptrdiff_t num_negative,
-                     float temperature, float floor_value, float attraction, float repulsion, int mask_self,
-                     float smallest_sum)
+int mean_shift(ptrdiff_t first, ptrdiff_t last, const float *distance, const float *weight, float *coefficients,
+               float *mass, float *on_floor, float *columns, ptrdiff_t num_gen, ptrdiff_t num_refs,
+               ptrdiff_t num_negative, float temperature, float floor_value, float attraction, float repulsion,
+               int mask_self, float smallest_sum)
 {
     const float inverse = 1.0f / temperature;
-    for (ptrdiff_t b = 0; b < problems; b++) {
+    for (ptrdiff_t b = first; b < last; b++) {
         const float *d = distance + b * num_gen * num_refs, *w = weight ? weight + b * num_refs : NULL;
-        float *c = coefficients + b * num_gen * num_refs, *m = mass + b * num_gen * 2;
+        float *c = coefficients + b * num_gen * num_refs, *m = mass + b * num_gen * 2, *column = columns + b * num_refs;
         float nearest = INFINITY;
         for (ptrdiff_t i = 0; i < num_gen; i++) {
             const float *di = d + i * num_refs;
@@ -136,12 +135,12 @@ ptrdiff_t mean_shift(const float *distance, const float *weight, float *coeffici
                 column[j] += ci[j];
             }
             if (!(sum >= smallest_sum))
-                return b;
+                return 0;
             m[2 * i] = 1.0f / sqrtf(sum);
         }
         for (ptrdiff_t j = 0; j < num_refs; j++) {
             if (!(column[j] >= smallest_sum))
-                return b;
+                return 0;
             column[j] = 1.0f / sqrtf(column[j]);
         }
         float floored = 0.0f;
@@ -173,13 +172,12 @@ ptrdiff_t mean_shift(const float *distance, const float *weight, float *coeffici
         }
         on_floor[b] = floored;
     }
-    return problems;
+    return 1;
 }
 
-/* total = sum_t weights[t, b] parts[t][b, :], for `length` floats a problem; `total` may be
- * parts[0]. */
-void superpose(const float *const *parts, const float *weights, float *total, ptrdiff_t num_parts, ptrdiff_t first,
-               ptrdiff_t last, ptrdiff_t problems, ptrdiff_t length)
+/* total = sum_t weights[t, b] parts[t][b, :], for `length` floats a problem; `total` may be parts[0]. */
+void superpose(ptrdiff_t first, ptrdiff_t last, const float *const *parts, const float *weights, float *total,
+               ptrdiff_t num_parts, ptrdiff_t problems, ptrdiff_t length)
 {
     for (ptrdiff_t b = first; b < last; b++)
         for (ptrdiff_t begin = 0; begin < length; begin += 1024) { /* a stretch that stays in the cache */
@@ -214,9 +212,9 @@ static inline float squared_difference(const float *x, const float *y, ptrdiff_t
 }
 
 /* distance[b, i, j] = sqrt(max(|y_j - x_i|^2, smallest)); row_sum as in `distances`. */
-void direct_distances(const float *gen, const float *const *blocks, const ptrdiff_t *counts, ptrdiff_t num_blocks,
-                      const float *weight, float *distance, float *row_sum, ptrdiff_t first, ptrdiff_t last,
-                      ptrdiff_t num_gen, ptrdiff_t num_refs, ptrdiff_t width, float smallest)
+void direct_distances(ptrdiff_t first, ptrdiff_t last, const float *gen, const float *const *blocks,
+                      const ptrdiff_t *counts, ptrdiff_t num_blocks, const float *weight, float *distance,
+                      float *row_sum, ptrdiff_t num_gen, ptrdiff_t num_refs, ptrdiff_t width, float smallest)
 {
     for (ptrdiff_t b = first; b < last; b++)
         for (ptrdiff_t i = 0; i < num_gen; i++) {
@@ -267,9 +265,9 @@ static inline vector load_vector(const float *x)
     } while (0)
 
 /* drift[b, i, :] = sum_j c_ij (y_j - x_i), where `drift` is given; square[b, i] = |drift|^2. */
-void direct_displacement(const float *coefficients, const float *gen, const float *const *blocks, const ptrdiff_t *counts,
-                         ptrdiff_t num_blocks, float *drift, float *square, ptrdiff_t first, ptrdiff_t last,
-                         ptrdiff_t num_gen, ptrdiff_t num_refs, ptrdiff_t width)
+void direct_displacement(ptrdiff_t first, ptrdiff_t last, const float *coefficients, const float *gen,
+                         const float *const *blocks, const ptrdiff_t *counts, ptrdiff_t num_blocks, float *drift,
+                         float *square, ptrdiff_t num_gen, ptrdiff_t num_refs, ptrdiff_t width)
 {
     for (ptrdiff_t b = first; b < last; b++)
         for (ptrdiff_t i = 0; i < num_gen; i++) {
