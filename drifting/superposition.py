@@ -86,8 +86,29 @@ class KeptDrifts:
         return drifts[0]
 
 
-class KeptCoefficients:
-    """Keeps the coefficients of every temperature; needs balanced rows, or self pairs among the references.
+class _Coefficients:
+    """Keeps the coefficients of every temperature; how they move samples is the subclass's."""
+
+    def __init__(self, group: ProblemGroup, num_temperatures: int) -> None:
+        self.group = group
+        shape = (len(group), group.num_gen, group.num_refs)
+        self.coefficients = [group.empty(*shape) for _ in range(num_temperatures)]
+
+    def total(self, weights: Sequence[Tensor]) -> Tensor:
+        """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
+        drift = self.group.empty(len(self.group), self.group.num_gen, self.group.width)
+        for rows in self.group.row_slices():
+            total = superpose([kept[rows] for kept in self.coefficients], [weight[rows] for weight in weights])
+            self._displace(total, rows, drift[rows])
+        self.coefficients = []
+        return drift
+
+    def _displace(self, coefficients: Tensor, rows: slice, out: Tensor) -> None:
+        raise NotImplementedError
+
+
+class KeptCoefficients(_Coefficients):
+    """Needs balanced rows, or self pairs among the references.
 
     Args:
         group: the problems.
@@ -96,10 +117,8 @@ class KeptCoefficients:
     """
 
     def __init__(self, group: ProblemGroup, num_temperatures: int, gram: Tensor) -> None:
-        self.group = group
+        super().__init__(group, num_temperatures)
         self.gram = gram
-        shape = (len(group), group.num_gen, group.num_refs)
-        self.coefficients = [group.empty(*shape) for _ in range(num_temperatures)]
 
     def add(self, rows: slice, k: int, coupling: Coupling) -> Tensor:
         """Take the coupling of some problems at the k-th temperature; returns |V_tau|^2 of each sample, [b, G]."""
@@ -112,38 +131,24 @@ class KeptCoefficients:
     def total(self, weights: Sequence[Tensor]) -> Tensor:
         """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
         del self.gram
-        drift = self.group.empty(len(self.group), self.group.num_gen, self.group.width)
-        for rows in self.group.row_slices():
-            total = superpose([kept[rows] for kept in self.coefficients], [weight[rows] for weight in weights])
-            torch.bmm(total, self.group.block(rows).refs, out=drift[rows])
-        self.coefficients = []
-        return drift
+        return super().total(weights)
+
+    def _displace(self, coefficients: Tensor, rows: slice, out: Tensor) -> None:
+        torch.bmm(coefficients, self.group.block(rows).refs, out=out)
 
 
-class KeptForSmall:
-    """Keeps the coefficients of every temperature of small problems."""
-
-    def __init__(self, group: ProblemGroup, num_temperatures: int) -> None:
-        self.group = group
-        shape = (len(group), group.num_gen, group.num_refs)
-        self.coefficients = [group.empty(*shape) for _ in range(num_temperatures)]
+class KeptForSmall(_Coefficients):
+    """Visits small problems as they are given."""
 
     def add(self, rows: slice, k: int, coupling: Coupling) -> Tensor:
         """Take the coupling of some problems at the k-th temperature; returns |V_tau|^2 of each sample, [b, G]."""
-        return self._displacement(self.coefficients[k][rows].copy_(coupling.coefficients), rows, out=None)
-
-    def total(self, weights: Sequence[Tensor]) -> Tensor:
-        """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
-        drift = self.group.empty(len(self.group), self.group.num_gen, self.group.width)
-        for rows in self.group.row_slices():
-            total = superpose([kept[rows] for kept in self.coefficients], [weight[rows] for weight in weights])
-            self._displacement(total, rows, out=drift[rows])
-        self.coefficients = []
-        return drift
-
-    def _displacement(self, coefficients: Tensor, rows: slice, *, out: Tensor | None) -> Tensor:
+        own = self.coefficients[k][rows].copy_(coupling.coefficients)
         squares = [
-            native.direct_displacement(coefficients[here], gen, blocks, out=None if out is None else out[here])
+            native.direct_displacement(own[here], gen, blocks, out=None)
             for here, gen, blocks in self.group.pieces(rows)
         ]
         return squares[0] if len(squares) == 1 else torch.cat(squares)
+
+    def _displace(self, coefficients: Tensor, rows: slice, out: Tensor) -> None:
+        for here, gen, blocks in self.group.pieces(rows):
+            native.direct_displacement(coefficients[here], gen, blocks, out=out[here])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from degenerate_batches import DEGENERATE, cloud
 
 from drifting import DriftLoss, MeanShift, Sinkhorn, drift_field, gaussian, row_affinity, unnormalized_affinity
 
@@ -14,11 +15,6 @@ FIELDS = {
     "sinkhorn": Sinkhorn(),
 }
 every_field = pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS.keys())
-
-
-def cloud(count: int, *, batch: int = 2, width: int = 16, seed: int = 0) -> torch.Tensor:
-    rng = torch.Generator().manual_seed(seed + 10 * count)
-    return torch.randn(batch, count, width, generator=rng)
 
 
 def gradient(gen: torch.Tensor, *others: torch.Tensor, **named) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,18 +90,6 @@ def test_references_of_another_float_type_are_taken_to_gens():
     same_loss, same_grad = gradient(gen, pos, neg)
     assert torch.equal(loss, same_loss)
     assert torch.equal(grad, same_grad)
-
-
-DEGENERATE = {
-    "huge": lambda n: cloud(n) * 1e15,
-    "tiny": lambda n: cloud(n) * 1e-20,
-    "zero": lambda n: torch.zeros(2, n, 16),
-    "identical": lambda n: torch.full((2, n, 16), 123.456),
-    "far apart": lambda n: cloud(n) + 1e6 * (n % 4),
-    "outlier": lambda n: torch.cat([cloud(n)[:, 1:], torch.full((2, 1, 16), 1e8)], dim=1),
-    "one feature": lambda n: cloud(n, width=1),
-    "one problem": lambda n: cloud(n, batch=1),
-}
 
 
 @every_field
