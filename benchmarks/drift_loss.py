@@ -10,7 +10,6 @@ Error: largest difference of the gradient to the float64 one, over the largest g
 Memory: peak beyond what the process held before, in sizes of the generated samples, see memory.py.
 """
 
-import argparse
 import statistics
 import sys
 from functools import partial
@@ -24,8 +23,9 @@ from benchmarks.implementations import IMPLEMENTATIONS, Evaluation, reference_gr
 from benchmarks.machine import use_one_core
 from benchmarks.measure import interleave, ratios, rounds_within, with_core_share
 from benchmarks.memory import in_fresh_process
+from benchmarks.options import add_core, add_rounds, options
 from benchmarks.problem import Problem, Shape, draw
-from benchmarks.report import ROOT, print_table, save
+from benchmarks.report import print_table, save
 
 SHAPES = (
     Shape(64, 64, 64, 16, 256),  # pooled statistics of a feature map, 64 labels
@@ -145,16 +145,12 @@ def draw_picture(results: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, "drift_loss", quick="two tiny shapes")
+    add_core(parser)
+    add_rounds(parser, least=9, seconds=15.0, of="a shape")
     parser.add_argument(
         "--shapes", type=Shape.parse, nargs="+", help="B,G,P,N,D each; default: five that occur in practice"
     )
-    parser.add_argument("--cpu", type=int, help="number of the core; default: the last")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=9, help="at least so many")
-    parser.add_argument("--seconds", type=float, default=15.0, help="more rounds until a shape has taken so long")
-    parser.add_argument("--quick", action="store_true", help="two tiny shapes: does it run?")
-    parser.add_argument("--root", type=Path, default=ROOT, help="folder of drift_loss.json and drift_loss.png")
     arguments = parser.parse_args()
     if missing := [module for module in ("jax", "drifting_models") if find_spec(module) is None]:
         sys.exit(f"error: {missing} not installed; run this by `make bench`, or in its environment .venv-peers")

@@ -13,7 +13,6 @@ that calls DriftLoss for each key, and a loop over the official formula (officia
 Shapes: B labels, G generated, P positives, N unconditional samples per label; K samples, F locations, D features.
 """
 
-import argparse
 import os
 import resource
 import statistics
@@ -28,7 +27,8 @@ from torch import Tensor, nn
 
 from benchmarks.feature_losses import ALPHA, LOSSES, FeatureBatch, Sizes, feature_drift_loss
 from benchmarks.measure import interleave, ratios
-from benchmarks.report import ROOT, print_table, save
+from benchmarks.options import options
+from benchmarks.report import print_table, save
 from domains.imagenet.encoders import MaeFeatures
 from domains.imagenet.generator import DiTGenerator, GeneratorConfig, generator_preset
 from domains.imagenet.mae import MaeConfig, MaskedAutoencoder
@@ -129,14 +129,12 @@ def draw_picture(medians: dict[str, float], losses: dict[str, list[float]], titl
 
 def main() -> None:
     cores = len(os.sched_getaffinity(0))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, "features", quick="small networks")
     parser.add_argument("--labels", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1, help="measured, after a small one to warm up")
     parser.add_argument("--rounds", type=int, default=5, help="of the losses by themselves")
     parser.add_argument("--threads", type=int, default=cores, help="of torch; default: every core")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="small networks: does it run?")
-    parser.add_argument("--root", type=Path, default=ROOT, help="folder of features.json and features.png")
     arguments = parser.parse_args()
 
     sizes, mae = Sizes(arguments.labels, G=64, P=64, N=16), MaeConfig()

@@ -7,7 +7,6 @@ time, on a seed and on reference samples that the table does not use. The plane:
 that of as many real samples. Digits: FD(judge) to held-out images, over that of the training images; recall.
 """
 
-import argparse
 import math
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from benchmarks.bar_chart import save_bars
 from benchmarks.machine import use_one_core
 from benchmarks.measure import Quartiles
+from benchmarks.options import add_core, options
 from benchmarks.report import print_table, save
 from domains.imagenet.digits import NUM_CLASSES, LabelledImages, digits_splits
 from domains.imagenet.judge import Judge, train_judge
@@ -156,12 +156,11 @@ def tasks() -> dict[str, tuple[str, Callable[..., dict[str, float]], Callable[..
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, "fields", quick="a fraction of a second each")
+    add_core(parser)
     parser.add_argument("--seconds", type=float, default=8.0, help="processor time of one training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", choices=list(tasks()), default=list(tasks()))
-    parser.add_argument("--cpu", type=int, help="number of the core; default: the last")
-    parser.add_argument("--quick", action="store_true", help="a fraction of a second each: does it run?")
     arguments = parser.parse_args()
     seconds, seeds = (0.2, [0, 1]) if arguments.quick else (arguments.seconds, arguments.seeds)
     use_one_core(arguments.cpu)
@@ -189,7 +188,7 @@ def main() -> None:
         for name in CANDIDATES
     ]
     print_table(["mean +- deviation over seeds", *(f"{task}: {figure}" for task, figure in columns)], rows)
-    picture = save("fields", {"seconds": seconds, "seeds": seeds, "results": results})
+    picture = save("fields", {"seconds": seconds, "seeds": seeds, "results": results}, arguments.root)
     draw_picture(results, seconds, picture)
 
 

@@ -8,7 +8,6 @@ where fixed costs have faded. Memory is the peak of what torch has allocated bey
 sizes too; that a process grows by as much shows in the table of benchmarks.drift_loss.
 """
 
-import argparse
 import math
 import statistics
 from collections.abc import Sequence
@@ -17,12 +16,14 @@ from pathlib import Path
 
 import matplotlib
 
+from benchmarks.bar_chart import COLOURS
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.machine import use_one_core
 from benchmarks.measure import interleave, rounds_within, with_core_share
 from benchmarks.memory import peak_allocated
+from benchmarks.options import add_core, add_rounds, options
 from benchmarks.problem import Shape, draw
-from benchmarks.report import ROOT, print_table, save
+from benchmarks.report import print_table, save
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -38,7 +39,6 @@ QUICK_BASE = Shape(B=4, G=8, P=8, N=2, D=32)
 QUICK_SIZES = {"G": (8, 16, 32), "P": (8, 16, 32), "D": (32, 64, 128), "B": (4, 8, 16)}
 MEANING = {"G": "generated samples", "P": "positives", "D": "feature width", "B": "problems"}
 COMPARED = ("ours", "transcription")
-COLOURS = {"ours": "#0072b2", "transcription": "#e69f00"}
 
 
 def upper_half(values: Sequence[float]) -> Sequence[float]:
@@ -112,19 +112,16 @@ def draw_curve(
     axis: plt.Axes, name: str, sizes: Sequence[int], costs: Sequence[float], exponent: float, factor: float, unit: float
 ) -> None:
     """Measured costs, and the fitted power over the sizes that it was fitted to."""
-    axis.plot(sizes, costs, "o-", color=COLOURS[name], lw=1.2, ms=4, label=f"{name} ~ size^{exponent:.2f}")
+    colour = COLOURS[COMPARED.index(name)]
+    axis.plot(sizes, costs, "o-", color=colour, lw=1.2, ms=4, label=f"{name} ~ size^{exponent:.2f}")
     fitted = upper_half(sizes)
     axis.plot(fitted, [unit * factor * size**exponent for size in fitted], ":", color="#333333", lw=1.5)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cpu", type=int, help="number of the core; default: the last")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=5, help="at least so many")
-    parser.add_argument("--seconds", type=float, default=3.0, help="more rounds until a size has taken so long")
-    parser.add_argument("--quick", action="store_true", help="small sizes: does it run?")
-    parser.add_argument("--root", type=Path, default=ROOT, help="folder of growth.json and growth.png")
+    parser = options(__doc__, "growth", quick="small sizes")
+    add_core(parser)
+    add_rounds(parser, least=5, seconds=3.0, of="a size")
     arguments = parser.parse_args(argv)
     base, axes = (QUICK_BASE, QUICK_SIZES) if arguments.quick else (BASE, SIZES)
     seconds = 0.02 if arguments.quick else arguments.seconds

@@ -3,8 +3,6 @@
 python -m benchmarks.queue [--quick] [--budget SECONDS_PER_ROW] [--cpu CORE]
 """
 
-import argparse
-import json
 import random
 import time
 from collections import deque
@@ -17,11 +15,12 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from benchmarks.bar_chart import save_bars
 from benchmarks.machine import facts, use_one_core
-from benchmarks.measure import interleave, ratios, rounds_within
-from benchmarks.report import print_table
+from benchmarks.measure import interleave, quartiles, ratios, rounds_within
+from benchmarks.options import add_core, options
+from benchmarks.report import print_table, save
 from drifting import SampleQueue
-from drifting.training.atomic_file import replace_text
 
 
 class DequePerClass:
@@ -154,11 +153,9 @@ def measure(calls: dict[str, Callable[[], object]], images: int, budget: float, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and three rounds: does it run at all?")
+    parser = options(__doc__, "queue", quick="tiny sizes and three rounds")
+    add_core(parser)
     parser.add_argument("--budget", type=float, default=8.0, help="seconds of measurement per operation")
-    parser.add_argument("--cpu", type=int, help="core to run on; the last one by default")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/queue.json"))
     arguments = parser.parse_args()
     budget, least = (0.0, 3) if arguments.quick else (arguments.budget, 9)
     core = use_one_core(arguments.cpu)
@@ -190,9 +187,18 @@ def main() -> None:
     )
     print_table(["operation", "by", "min", "median", "ratio", "rounds"], table)
     stores = {store.name: repr(store) for store in (QUICK if arguments.quick else STORES)}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(arguments.out, json.dumps({"machine": machine, "stores": stores, "results": results}, indent=1) + "\n")
-    print(f"\nwritten to {arguments.out}")
+    draw_picture(results, save("queue", {"stores": stores, "results": results}, arguments.root))
+
+
+def draw_picture(results: dict[str, dict[str, dict]], path: Path) -> None:
+    """Bars of microseconds per image, a group per operation."""
+    names = list(dict.fromkeys(name for candidates in results.values() for name in candidates))
+    times = {
+        name: [quartiles(c[name]["us_per_image"]) if name in c else None for c in results.values()] for name in names
+    }
+    groups = [operation.replace(": ", "\n") for operation in results]
+    panel = "processor time per image (us; median, lines: quartiles)"
+    save_bars(path, groups, {panel: times}, title="A pushed or sampled image, one core")
 
 
 if __name__ == "__main__":
