@@ -56,7 +56,7 @@ def distance_of_small(group: ProblemGroup, rows: slice, *, out: Tensor) -> Tenso
     columns = group.columns(rows)
     for here, gen, blocks in group.pieces(rows):
         weight = columns.weight[here] if columns.is_weighted else None
-        native.direct_distances(gen, blocks, weight, out[here], row_sum[here], smallest=SMALLEST_SQUARED_DISTANCE)
+        native.distances_of_small(gen, blocks, weight, out[here], row_sum[here], smallest=SMALLEST_SQUARED_DISTANCE)
     return row_sum
 
 

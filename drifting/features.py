@@ -149,7 +149,8 @@ class FeatureDriftLoss(nn.Module):
         Returns:
             {key: [B F, K, D]}; may be moved or stored in half precision, the loss computes in float32.
         """
-        return self._problems(samples)
+        # An encoder of views returns samples that still ask for a gradient, whatever the mode.
+        return {key: feature.detach() for key, feature in self._problems(samples).items()}
 
     def _inputs(
         self, gen: Tensor, pos: Samples, neg: Samples | None, neg_weight: Tensor | None, self_ref: Samples | None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from drifting.arguments import DriftInputs
+from drifting.compilation import outside_graph
 from drifting.diagnostics import DriftDiagnostics, diagnose
 from drifting.engine import FrozenTargetLoss, compute_drifts, raw_drift
 from drifting.fields import Field, MeanShift
@@ -147,6 +148,7 @@ class DriftLoss(nn.Module):
         """
         return self.joint_terms([DriftInputs(gen, pos, neg, gen_weight, pos_weight, neg_weight, self_ref)])[0]
 
+    @outside_graph
     def joint_losses(self, inputs: Sequence[DriftInputs]) -> list[Tensor]:
         """Losses per problem of K sets of problems, K of [B]: each set has an S and a lambda of its own.
 
@@ -159,6 +161,7 @@ class DriftLoss(nn.Module):
             for given, drift in zip(inputs, drifts, strict=True)
         ]
 
+    @outside_graph
     def joint_terms(self, inputs: Sequence[DriftInputs]) -> list[DriftTerms]:
         """Terms of K sets of problems; see `joint_losses`."""
         problems = [given.problems() for given in inputs]
@@ -204,6 +207,7 @@ class DriftLoss(nn.Module):
         )
 
 
+@outside_graph
 def drift_field(
     gen: Tensor,
     pos: Tensor,

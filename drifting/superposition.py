@@ -25,8 +25,12 @@ from drifting.problems import Block, ProblemGroup
 class Kept(Protocol):
     """What is kept of the drifts at all temperatures between two visits of the problems."""
 
-    def add(self, rows: slice, k: int, coupling: Coupling) -> Tensor:
-        """Take the coupling of some problems at the k-th temperature; returns |V_tau|^2 of each sample, [b, G]."""
+    def add(self, rows: slice, k: int, coupling: Coupling) -> None:
+        """Take the coupling of some problems at the k-th temperature."""
+        ...
+
+    def squares(self, rows: slice) -> Tensor:
+        """|V_tau|^2 [b, G, T] of some problems, all of whose couplings have been taken."""
         ...
 
     def total(self, weights: Sequence[Tensor]) -> Tensor:
@@ -69,14 +73,19 @@ class KeptDrifts:
         self.group = group
         self.drifts = [group.empty(len(group), group.num_gen, group.width) for _ in range(num_temperatures)]
         self._block: Block | None = None
+        self._norms: list[Tensor] = []
 
-    def add(self, rows: slice, k: int, coupling: Coupling) -> Tensor:
-        """Take the coupling of some problems at the k-th temperature; returns |V_tau|^2 of each sample, [b, G]."""
+    def add(self, rows: slice, k: int, coupling: Coupling) -> None:
+        """Take the coupling of some problems at the k-th temperature."""
         if self._block is None or self._block.rows != rows:
             self._block = self.group.block(rows)  # for all temperatures
         drift = displacement(coupling, self._block, self.drifts[k][rows])
-        norm: Tensor = torch.linalg.vector_norm(drift, dim=-1)
-        return norm.square_()
+        self._norms.append(torch.linalg.vector_norm(drift, dim=-1))  # while it is in the cache
+
+    def squares(self, rows: slice) -> Tensor:
+        """|V_tau|^2 [b, G, T] of some problems, all of whose couplings have been taken."""
+        norms, self._norms = self._norms, []
+        return torch.stack(norms, dim=-1).square_()
 
     def total(self, weights: Sequence[Tensor]) -> Tensor:
         """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
@@ -93,6 +102,10 @@ class _Coefficients:
         self.group = group
         shape = (len(group), group.num_gen, group.num_refs)
         self.coefficients = [group.empty(*shape) for _ in range(num_temperatures)]
+
+    def add(self, rows: slice, k: int, coupling: Coupling) -> None:
+        """Take the coupling of some problems at the k-th temperature."""
+        self.coefficients[k][rows].copy_(coupling.coefficients)
 
     def total(self, weights: Sequence[Tensor]) -> Tensor:
         """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
@@ -120,13 +133,18 @@ class KeptCoefficients(_Coefficients):
         super().__init__(group, num_temperatures)
         self.gram = gram
 
-    def add(self, rows: slice, k: int, coupling: Coupling) -> Tensor:
-        """Take the coupling of some problems at the k-th temperature; returns |V_tau|^2 of each sample, [b, G]."""
-        own = self.coefficients[k][rows].copy_(coupling.coefficients)
+    def add(self, rows: slice, k: int, coupling: Coupling) -> None:
+        """Take the coupling of some problems at the k-th temperature."""
+        super().add(rows, k, coupling)
+        own = self.coefficients[k][rows]
         if not coupling.balanced:
             # y_i - x_i = 0: what the self pair gets moves nothing, and makes the row sum to zero.
             own[..., : self.group.num_gen].diagonal(dim1=-2, dim2=-1).sub_(own.sum(-1))
-        return torch.bmm(own, self.gram[rows]).mul_(own).sum(-1).clamp_(min=0)
+
+    def squares(self, rows: slice) -> Tensor:
+        """|V_tau|^2 [b, G, T] of some problems, all of whose couplings have been taken."""
+        gram, parts = self.gram[rows], [kept[rows] for kept in self.coefficients]
+        return torch.stack([torch.bmm(own, gram).mul_(own).sum(-1) for own in parts], dim=-1).clamp_(min=0)
 
     def total(self, weights: Sequence[Tensor]) -> Tensor:
         """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
@@ -140,15 +158,15 @@ class KeptCoefficients(_Coefficients):
 class KeptForSmall(_Coefficients):
     """Visits small problems as they are given."""
 
-    def add(self, rows: slice, k: int, coupling: Coupling) -> Tensor:
-        """Take the coupling of some problems at the k-th temperature; returns |V_tau|^2 of each sample, [b, G]."""
-        own = self.coefficients[k][rows].copy_(coupling.coefficients)
+    def squares(self, rows: slice) -> Tensor:
+        """|V_tau|^2 [b, G, T] of some problems, all of whose couplings have been taken."""
+        parts = [kept[rows] for kept in self.coefficients]
         squares = [
-            native.direct_displacement(own[here], gen, blocks, out=None)
+            native.squared_displacements_of_small([part[here] for part in parts], gen, blocks)
             for here, gen, blocks in self.group.pieces(rows)
         ]
         return squares[0] if len(squares) == 1 else torch.cat(squares)
 
     def _displace(self, coefficients: Tensor, rows: slice, out: Tensor) -> None:
         for here, gen, blocks in self.group.pieces(rows):
-            native.direct_displacement(coefficients[here], gen, blocks, out=out[here])
+            native.displacement_of_small(coefficients[here], gen, blocks, out=out[here])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from drifting.distances import distance_of_small, mean_distance_of_samples, pairwise_distance
-from drifting.fields import Contact, Coupling, Field
+from drifting.fields import Contact, Coupling, Field, couplings
 from drifting.problems import ProblemGroup, Problems
 from drifting.scales import Extent
 from drifting.superposition import Kept, KeptCoefficients, KeptDrifts, KeptForSmall, gram_saves
@@ -107,12 +107,12 @@ class GroupWalk:
         self.contacts: list[list[Contact]] = [[] for _ in temperatures]
         for rows in group.row_slices():
             distance, columns = self.normalized_distance(rows), group.columns(rows)
-            for k, temperature in enumerate(temperatures):  # one coupling alive at a time
-                coupling = field(distance, columns, temperature=temperature, with_contact=with_contact)
+            for k, coupling in enumerate(couplings(field, distance, columns, temperatures, with_contact=with_contact)):
                 if rows.start == k == 0:
                     self.kept = self._choose_kept(coupling, len(temperatures))
-                self.square[rows, :, k] = self.kept.add(rows, k, coupling)
+                self.kept.add(rows, k, coupling)
                 self.contacts[k] += [] if coupling.contact is None else [coupling.contact]
+            self.square[rows] = self.kept.squares(rows)
         del self.distance, self.gram
         self.square /= self.unit.square()
         count = self.scale.new_tensor(group.sizes).mul_(group.num_gen * group.width)

@@ -8,7 +8,7 @@ from drifting.fields.divergence import (
     kl_data_gen,
     kl_gen_data,
 )
-from drifting.fields.field import Columns, Contact, Coupling, Field
+from drifting.fields.field import Columns, Contact, Coupling, Field, couplings
 from drifting.fields.kernel_gradient import KernelGradient
 from drifting.fields.mean_shift import MeanShift, WeightPlacement
 from drifting.fields.mmd import Mmd
@@ -31,6 +31,7 @@ __all__ = [
     "WeightPlacement",
     "chi_squared_data_gen",
     "chi_squared_gen_data",
+    "couplings",
     "distance_cost",
     "half_squared_distance",
     "kl_data_gen",

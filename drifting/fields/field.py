@@ -6,8 +6,9 @@ The engine does everything else. A field sees distances only and is never differ
 Shapes: B problems, G generated, M = num_self + num_neg + num_pos references.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -77,6 +78,30 @@ class Field(Protocol):
     ) -> Coupling:
         """Coefficients at `temperature` (a number or [], in the unit of `distance`); `distance` is left as it is."""
         ...
+
+
+@runtime_checkable
+class FieldAtOnce(Field, Protocol):
+    """A field that may know a faster way to several temperatures than one after another."""
+
+    def at_temperatures(
+        self, distance: Tensor, columns: Columns, temperatures: Sequence[float | Tensor], *, with_contact: bool
+    ) -> list[Coupling] | None:
+        """Couplings at T temperatures; None where one after another is faster."""
+        ...
+
+
+def couplings(
+    field: Field, distance: Tensor, columns: Columns, temperatures: Sequence[float | Tensor], *, with_contact: bool
+) -> Iterator[Coupling]:
+    """Couplings at T temperatures, one alive at a time unless the field finds them together."""
+    if isinstance(field, FieldAtOnce):
+        together = field.at_temperatures(distance, columns, temperatures, with_contact=with_contact)
+        if together is not None:
+            yield from together
+            return
+    for temperature in temperatures:
+        yield field(distance, columns, temperature=temperature, with_contact=with_contact)
 
 
 def self_pairs(num_gen: int, columns: Columns, device: torch.device) -> Tensor:

@@ -10,8 +10,10 @@ for pixels, actions and toys in few dimensions.
 Shapes: B problems, G generated, M references.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +22,9 @@ from drifting.fields.affinities import OWN_AFFINITIES, Affinity, two_sided_affin
 from drifting.fields.field import Columns, Contact, Coupling
 from drifting.kernels import DifferentiableKernel, Kernel, laplacian
 from drifting.native import kernels as native
+
+# References up to which loops over one row cost more than the work in them; measured.
+SHORT_ROW = 32
 
 
 class WeightPlacement(Enum):
@@ -73,9 +78,10 @@ class MeanShift:
         self, distance: Tensor, columns: Columns, *, temperature: float | Tensor, with_contact: bool = True
     ) -> Coupling:
         """Coupling of distances [B, G, M]; see the module's formula."""
-        if (fused := self._fused(distance, columns, temperature)) is not None:
-            contact = self._contact_of_fused(fused, distance) if with_contact else None
-            return Coupling(fused.coefficients, self.attraction == self.repulsion, contact)
+        if self._is_native(distance, columns):
+            settings = self._native_settings(columns)
+            if (found := native.mean_shift(distance, temperature=float(temperature), **settings)) is not None:
+                return self._coupling_of_native(found, distance, with_contact)
         log_affinity = self._log_affinity(distance, columns, temperature)
         if self.separate_blocks:
             parts = log_affinity.split_with_sizes([columns.num_negative, columns.num_pos], dim=-1)
@@ -104,10 +110,20 @@ class MeanShift:
         contact = Contact(positive_sum.mean((1, 2)), negative_sum.mean((1, 2)), floor_share) if with_contact else None
         return Coupling(affinity, self.attraction == self.repulsion, contact)
 
-    def _fused(
-        self, distance: Tensor, columns: Columns, temperature: float | Tensor
-    ) -> native.MeanShiftCoupling | None:
-        """The same by one C function, for the default rule on the CPU; None where that does not apply."""
+    def at_temperatures(
+        self, distance: Tensor, columns: Columns, temperatures: Sequence[float | Tensor], *, with_contact: bool
+    ) -> list[Coupling] | None:
+        """Couplings of problems with few references at T temperatures, by one C function; None for all others."""
+        if distance.shape[-1] > SHORT_ROW or not self._is_native(distance, columns):
+            return None
+        values = [float(temperature) for temperature in temperatures]
+        found = native.mean_shift_of_small(distance, temperatures=values, **self._native_settings(columns))
+        if found is None:
+            return None
+        return [self._coupling_of_native(each, distance, with_contact) for each in found]
+
+    def _is_native(self, distance: Tensor, columns: Columns) -> bool:
+        """Whether this is the default rule on the CPU, for which there are C functions."""
         default_rule = (
             self.kernel is laplacian
             and self.affinity is two_sided_affinity
@@ -115,23 +131,25 @@ class MeanShift:
             and not self.bias_correction
             and not (columns.is_weighted and self._weights_kernel)
         )
-        if not default_rule or not distance.is_contiguous() or not native.usable(distance, columns.weight):
-            return None
-        return native.mean_shift(
-            distance,
-            columns.weight if columns.is_weighted else None,
-            num_negative=columns.num_negative,
-            temperature=float(temperature),
-            floor=self.floor,
-            attraction=self.attraction,
-            repulsion=self.repulsion,
-            mask_self=self.mask_self and columns.self_is_gen,
-        )
+        return default_rule and distance.is_contiguous() and native.usable(distance, columns.weight)
 
-    def _contact_of_fused(self, fused: native.MeanShiftCoupling, distance: Tensor) -> Contact:
-        positive, negative = fused.mass.mean(1).unbind(-1)
-        pairs = distance.shape[1] * distance.shape[2]
-        return Contact(positive, negative, fused.on_floor / pairs if self.floor > 0 else None)
+    def _native_settings(self, columns: Columns) -> dict[str, Any]:
+        return {
+            "weight": columns.weight if columns.is_weighted else None,
+            "num_negative": columns.num_negative,
+            "floor": self.floor,
+            "attraction": self.attraction,
+            "repulsion": self.repulsion,
+            "mask_self": self.mask_self and columns.self_is_gen,
+        }
+
+    def _coupling_of_native(self, found: native.MeanShiftCoupling, distance: Tensor, with_contact: bool) -> Coupling:
+        contact = None
+        if with_contact:
+            positive, negative = found.mass.mean(1).unbind(-1)
+            pairs = distance.shape[1] * distance.shape[2]
+            contact = Contact(positive, negative, found.on_floor / pairs if self.floor > 0 else None)
+        return Coupling(found.coefficients, self.attraction == self.repulsion, contact)
 
     def _log_affinity(self, distance: Tensor, columns: Columns, temperature: float | Tensor) -> Tensor:
         """Log of the kernel, self pairs masked; a tensor of our own."""

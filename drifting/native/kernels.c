@@ -7,6 +7,7 @@
  */
 #include <math.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* exp(x) to 2 units in the last place for x <= 88; 0 below -87; NaN stays NaN. Written so that compilers vectorise it. */
@@ -196,9 +197,102 @@ void superpose(ptrdiff_t first, ptrdiff_t last, const float *const *parts, const
         }
 }
 
-/* The next two visit small problems as they are given, without a centred copy and without products of matrices: all of
- * a problem lies in the first cache, and differences of coordinates need no centring. References are given as blocks
- * [b, counts[k], D] one after another. */
+/* The rest visits small problems, whose rows are too short to be vectorised: one problem lies in the first cache, and
+ * loops run over problems or features. References are given as blocks [b, counts[k], D] one after another. */
+
+#define LANES 8 /* floats of one vector */
+
+/* `mean_shift` at all temperatures, for eight problems side by side: coefficients[t], mass[t] and on_floor[t] as there.
+ * Returns 0 where a problem's sums underflow, or where there is no memory for 2 G M + 2 M + G vectors. */
+int mean_shift_of_small(ptrdiff_t first, ptrdiff_t last, const float *distance, const float *weight,
+                        const float *temperatures, ptrdiff_t num_temperatures, float *const *coefficients,
+                        float *const *mass, float *const *on_floor, ptrdiff_t num_gen, ptrdiff_t num_refs,
+                        ptrdiff_t num_negative, float floor_value, float attraction, float repulsion, int mask_self,
+                        float smallest_sum)
+{
+    typedef float lanes[LANES];
+    const ptrdiff_t pairs = num_gen * num_refs;
+    lanes *memory = malloc((2 * pairs + 2 * num_refs + num_gen) * sizeof(lanes));
+    if (!memory)
+        return 0;
+    lanes *d = memory, *c = d + pairs, *w = c + pairs, *column = w + num_refs, *row = column + num_refs;
+    int fine = 1;
+    for (ptrdiff_t b = first; b < last && fine; b += LANES) {
+        const ptrdiff_t count = last - b < LANES ? last - b : LANES;
+        lanes nearest;
+        for (ptrdiff_t l = 0; l < LANES; l++) { /* lanes beyond the last problem repeat it */
+            const ptrdiff_t problem = b + (l < count ? l : count - 1);
+            for (ptrdiff_t k = 0; k < pairs; k++)
+                d[k][l] = distance[problem * pairs + k];
+            for (ptrdiff_t j = 0; j < num_refs; j++)
+                w[j][l] = weight ? weight[problem * num_refs + j] : 1.0f;
+            nearest[l] = INFINITY;
+        }
+        for (ptrdiff_t i = 0; i < num_gen; i++)
+            for (ptrdiff_t j = 0; j < num_refs; j++)
+                if (!mask_self || i != j)
+                    for (ptrdiff_t l = 0; l < LANES; l++)
+                        nearest[l] = d[i * num_refs + j][l] < nearest[l] ? d[i * num_refs + j][l] : nearest[l];
+        for (ptrdiff_t t = 0; t < num_temperatures && fine; t++) {
+            const float inverse = 1.0f / temperatures[t];
+            lanes floored = { 0 };
+            memset(column, 0, num_refs * sizeof(lanes));
+            for (ptrdiff_t i = 0; i < num_gen; i++) {
+                lanes sum = { 0 };
+                for (ptrdiff_t j = 0; j < num_refs; j++) {
+                    float *e = c[i * num_refs + j];
+                    const float *de = d[i * num_refs + j];
+                    const float seen = mask_self && i == j ? 0.0f : 1.0f;
+#pragma omp simd
+                    for (ptrdiff_t l = 0; l < LANES; l++) {
+                        e[l] = seen * exp_nonpositive((nearest[l] - de[l]) * inverse);
+                        sum[l] += e[l];
+                        column[j][l] += e[l];
+                    }
+                }
+                for (ptrdiff_t l = 0; l < LANES; l++) {
+                    fine &= sum[l] >= smallest_sum;
+                    row[i][l] = 1.0f / sqrtf(sum[l]);
+                }
+            }
+            for (ptrdiff_t j = 0; j < num_refs; j++)
+                for (ptrdiff_t l = 0; l < LANES; l++) {
+                    fine &= column[j][l] >= smallest_sum;
+                    column[j][l] = 1.0f / sqrtf(column[j][l]);
+                }
+            for (ptrdiff_t i = 0; i < num_gen; i++) {
+                lanes sums[2] = { { 0 } }, factor[2]; /* of positives, of negatives */
+                for (ptrdiff_t j = 0; j < num_refs; j++) {
+                    float *a = c[i * num_refs + j], *sum = sums[j < num_negative];
+#pragma omp simd
+                    for (ptrdiff_t l = 0; l < LANES; l++) {
+                        float affinity = a[l] * row[i][l] * column[j][l];
+                        floored[l] += affinity <= floor_value ? 1.0f : 0.0f;
+                        a[l] = (affinity < floor_value ? floor_value : affinity) * w[j][l];
+                        sum[l] += a[l];
+                    }
+                }
+                for (ptrdiff_t l = 0; l < LANES; l++) {
+                    factor[0][l] = attraction * sums[1][l];
+                    factor[1][l] = -repulsion * sums[0][l];
+                }
+                for (ptrdiff_t j = 0; j < num_refs; j++)
+                    for (ptrdiff_t l = 0; l < LANES; l++)
+                        c[i * num_refs + j][l] *= factor[j < num_negative][l];
+                for (ptrdiff_t l = 0; l < count; l++)
+                    for (ptrdiff_t side = 0; side < 2; side++)
+                        mass[t][((b + l) * num_gen + i) * 2 + side] = sums[side][l];
+            }
+            for (ptrdiff_t l = 0; l < count; l++) {
+                for (ptrdiff_t k = 0; k < pairs; k++)
+                    coefficients[t][(b + l) * pairs + k] = c[k][l];
+                on_floor[t][b + l] = floored[l];
+            }
+        }
+    }
+    free(memory);
+    return fine;
+}
 
 static inline float squared_difference(const float *x, const float *y, ptrdiff_t width)
 {
@@ -212,86 +306,97 @@ static inline float squared_difference(const float *x, const float *y, ptrdiff_t
 }
 
 /* distance[b, i, j] = sqrt(max(|y_j - x_i|^2, smallest)); row_sum as in `distances`. */
-void direct_distances(ptrdiff_t first, ptrdiff_t last, const float *gen, const float *const *blocks,
-                      const ptrdiff_t *counts, ptrdiff_t num_blocks, const float *weight, float *distance,
-                      float *row_sum, ptrdiff_t num_gen, ptrdiff_t num_refs, ptrdiff_t width, float smallest)
+void distances_of_small(ptrdiff_t first, ptrdiff_t last, const float *gen, const float *const *blocks,
+                        const ptrdiff_t *counts, ptrdiff_t num_blocks, const float *weight, float *distance,
+                        float *row_sum, ptrdiff_t num_gen, ptrdiff_t num_refs, ptrdiff_t width, float smallest)
 {
+    const int self_is_gen = blocks[0] == gen;
     for (ptrdiff_t b = first; b < last; b++)
         for (ptrdiff_t i = 0; i < num_gen; i++) {
             const float *x = gen + (b * num_gen + i) * width, *w = weight ? weight + b * num_refs : NULL;
-            float *d = distance + (b * num_gen + i) * num_refs, sum = 0.0f;
+            float *tile = distance + b * num_gen * num_refs, *d = tile + i * num_refs, sum = 0.0f;
             ptrdiff_t j = 0;
             for (ptrdiff_t k = 0; k < num_blocks; k++)
                 for (ptrdiff_t n = 0; n < counts[k]; n++, j++) {
-                    float squared = squared_difference(x, blocks[k] + (b * counts[k] + n) * width, width);
-                    d[j] = sqrtf(squared < smallest ? smallest : squared);
+                    if (self_is_gen && j < i) {
+                        d[j] = tile[j * num_refs + i];
+                    } else {
+                        float squared = squared_difference(x, blocks[k] + (b * counts[k] + n) * width, width);
+                        d[j] = sqrtf(squared < smallest ? smallest : squared);
+                    }
                     sum += w ? w[j] * d[j] : d[j];
                 }
             row_sum[b * num_gen + i] = sum;
         }
 }
 
-typedef float vector __attribute__((vector_size(32))); /* of GCC and Clang, on any processor */
+typedef float vector __attribute__((vector_size(4 * LANES))); /* of GCC and Clang, on any processor */
+enum { ROWS = 4, VECTORS = 2, STRETCH = VECTORS * LANES };     /* of one product in registers */
 
-static inline vector load_vector(const float *x)
+/* square[b, i, t] = |V|^2 of V[b, i, :] = sum_j c_ij (y_j - x_i) for coefficients[t], c [b, G, M] each; V is written to
+ * `drift` where that is given, for one part only. Coordinates are taken from the first generated sample. Returns 0 where
+ * there is no memory for a copy of one problem, 1 otherwise. */
+int displacement_of_small(ptrdiff_t first, ptrdiff_t last, const float *const *coefficients, ptrdiff_t num_parts,
+                          const float *gen, const float *const *blocks, const ptrdiff_t *counts, ptrdiff_t num_blocks,
+                          float *drift, float *square, ptrdiff_t num_gen, ptrdiff_t num_refs, ptrdiff_t width)
 {
-    vector v;
-    memcpy(&v, x, sizeof v);
-    return v;
-}
-
-/* v[d] = sum_j c_j (y_j[d] - x[d]) for the features [begin, begin + 32) or [begin, begin + 8) of one sample, in registers;
- * adds v * v to `squares`. `v` may be NULL. */
-#define PULL(vectors)                                                                                                  \
-    do {                                                                                                               \
-        vector own[vectors], sum[vectors];                                                                             \
-        for (int r = 0; r < vectors; r++) {                                                                            \
-            own[r] = load_vector(x + begin + 8 * r);                                                                   \
-            sum[r] = (vector){ 0 };                                                                                    \
-        }                                                                                                              \
-        const float *cj = c;                                                                                           \
-        for (ptrdiff_t k = 0; k < num_blocks; k++) {                                                                   \
-            const float *y = blocks[k] + b * counts[k] * width + begin;                                                \
-            for (ptrdiff_t n = 0; n < counts[k]; n++, y += width, cj++)                                                \
-                for (int r = 0; r < vectors; r++)                                                                      \
-                    sum[r] += *cj * (load_vector(y + 8 * r) - own[r]);                                                 \
-        }                                                                                                              \
-        for (int r = 0; r < vectors; r++) {                                                                            \
-            squares += sum[r] * sum[r];                                                                                 \
-            if (v)                                                                                                     \
-                memcpy(v + begin + 8 * r, &sum[r], sizeof sum[r]);                                                     \
-        }                                                                                                              \
-        begin += 8 * vectors;                                                                                          \
-    } while (0)
-
-/* drift[b, i, :] = sum_j c_ij (y_j - x_i), where `drift` is given; square[b, i] = |drift|^2. */
-void direct_displacement(ptrdiff_t first, ptrdiff_t last, const float *coefficients, const float *gen,
-                         const float *const *blocks, const ptrdiff_t *counts, ptrdiff_t num_blocks, float *drift,
-                         float *square, ptrdiff_t num_gen, ptrdiff_t num_refs, ptrdiff_t width)
-{
-    for (ptrdiff_t b = first; b < last; b++)
-        for (ptrdiff_t i = 0; i < num_gen; i++) {
-            const float *x = gen + (b * num_gen + i) * width, *c = coefficients + (b * num_gen + i) * num_refs;
-            float *v = drift ? drift + (b * num_gen + i) * width : NULL;
-            vector squares = { 0 };
-            ptrdiff_t begin = 0;
-            while (begin + 32 <= width)
-                PULL(4);
-            while (begin + 8 <= width)
-                PULL(1);
-            float sum = 0.0f;
-            for (int r = 0; r < 8; r++)
-                sum += squares[r];
-            for (; begin < width; begin++) {
-                const float *cj = c;
-                float one = 0.0f;
-                for (ptrdiff_t k = 0; k < num_blocks; k++)
-                    for (ptrdiff_t n = 0; n < counts[k]; n++)
-                        one += *cj++ * (blocks[k][(b * counts[k] + n) * width + begin] - x[begin]);
-                sum += one * one;
-                if (v)
-                    v[begin] = one;
-            }
-            square[b * num_gen + i] = sum;
+    const ptrdiff_t stretches = (width + STRETCH - 1) / STRETCH;
+    typedef vector stretch[VECTORS];
+    const size_t size = (num_refs + num_gen) * stretches * sizeof(stretch);
+    stretch *memory = aligned_alloc(sizeof(vector), size);
+    if (!memory)
+        return 0;
+    memset(memory, 0, size);
+    for (ptrdiff_t b = first; b < last; b++) {
+        const float *origin = gen + b * num_gen * width;
+        stretch *y = memory;
+        for (ptrdiff_t k = 0; k <= num_blocks; k++) { /* the last: the generated samples themselves */
+            const ptrdiff_t count = k < num_blocks ? counts[k] : num_gen;
+            const float *raw = (k < num_blocks ? blocks[k] : gen) + b * count * width;
+            for (ptrdiff_t n = 0; n < count; n++, raw += width, y += stretches)
+                for (ptrdiff_t d = 0; d < width; d++)
+                    ((float *)y)[d] = raw[d] - origin[d];
         }
+        const stretch *own = memory + num_refs * stretches;
+        const ptrdiff_t turns = num_parts * num_gen; /* samples of one part, then of the next */
+        for (ptrdiff_t begin = 0; begin < turns; begin += ROWS) {
+            const float *c[ROWS];
+            ptrdiff_t row[ROWS], part[ROWS];
+            float total[ROWS], squares[ROWS];
+            vector norm[ROWS] = { { 0 } };
+            for (ptrdiff_t r = 0; r < ROWS; r++) { /* turns beyond the last repeat it */
+                const ptrdiff_t turn = begin + r < turns ? begin + r : turns - 1;
+                part[r] = turn / num_gen;
+                row[r] = turn % num_gen;
+                c[r] = coefficients[part[r]] + (b * num_gen + row[r]) * num_refs;
+                total[r] = squares[r] = 0.0f;
+                for (ptrdiff_t j = 0; j < num_refs; j++)
+                    total[r] += c[r][j];
+            }
+            for (ptrdiff_t s = 0; s < stretches; s++) {
+                vector sum[ROWS][VECTORS];
+                for (ptrdiff_t r = 0; r < ROWS; r++)
+                    for (ptrdiff_t v = 0; v < VECTORS; v++)
+                        sum[r][v] = -total[r] * own[row[r] * stretches + s][v];
+                for (ptrdiff_t j = 0; j < num_refs; j++)
+                    for (ptrdiff_t r = 0; r < ROWS; r++)
+                        for (ptrdiff_t v = 0; v < VECTORS; v++)
+                            sum[r][v] += c[r][j] * memory[j * stretches + s][v];
+                const ptrdiff_t rest = width - s * STRETCH, filled = rest < STRETCH ? rest : STRETCH;
+                for (ptrdiff_t r = 0; r < ROWS; r++) {
+                    for (ptrdiff_t v = 0; v < VECTORS; v++)
+                        norm[r] += sum[r][v] * sum[r][v];
+                    if (drift)
+                        memcpy(drift + (b * num_gen + row[r]) * width + s * STRETCH, sum[r], filled * sizeof(float));
+                }
+            }
+            for (ptrdiff_t r = 0; r < ROWS; r++) {
+                for (ptrdiff_t l = 0; l < LANES; l++)
+                    squares[r] += norm[r][l];
+                square[(b * num_gen + row[r]) * num_parts + part[r]] = squares[r];
+            }
+        }
+    }
+    free(memory);
+    return 1;
 }

@@ -23,8 +23,12 @@ _SIGNATURES = {
     "distances": (None, (_array, _size) * 3 + (_array,) * 3 + (_size,) * 2 + (_float, _int)),
     "mean_shift": (_int, (_array,) * 6 + (_size,) * 3 + (_float,) * 4 + (_int, _float)),
     "superpose": (None, (_array,) * 3 + (_size,) * 3),
-    "direct_distances": (None, (_array,) * 3 + (_size,) + (_array,) * 3 + (_size,) * 3 + (_float,)),
-    "direct_displacement": (None, (_array,) * 4 + (_size,) + (_array,) * 2 + (_size,) * 3),
+    "mean_shift_of_small": (
+        _int,
+        (_array,) * 3 + (_size,) + (_array,) * 3 + (_size,) * 3 + (_float,) * 3 + (_int, _float),
+    ),
+    "distances_of_small": (None, (_array,) * 3 + (_size,) + (_array,) * 3 + (_size,) * 3 + (_float,)),
+    "displacement_of_small": (_int, (_array, _size) + (_array,) * 3 + (_size,) + (_array,) * 2 + (_size,) * 3),
 }
 SMALLEST_SUM = 1e-25  # of kernels; see fields/affinities.py
 Argument = Tensor | ctypes.Array | float | None  # type: ignore[type-arg]
@@ -88,11 +92,7 @@ def mean_shift(
 ) -> MeanShiftCoupling | None:
     """Mean shift of distances [b, G, M] with reference weights [b, M]; None where a problem's sums underflow."""
     problems, num_gen, num_refs = distance.shape
-    found = MeanShiftCoupling(
-        coefficients=torch.empty_like(distance),
-        mass=distance.new_empty(problems, num_gen, 2),
-        on_floor=distance.new_empty(problems),
-    )
+    found = _empty_coupling(distance)
     columns = distance.new_empty(problems, num_refs)
     arrays = distance, weight, found.coefficients, found.mass, found.on_floor, columns
     settings = temperature, floor, attraction, repulsion, mask_self, SMALLEST_SUM
@@ -100,12 +100,44 @@ def mean_shift(
     return found if all(done) else None
 
 
+def mean_shift_of_small(
+    distance: Tensor,
+    weight: Tensor | None,
+    *,
+    num_negative: int,
+    temperatures: Sequence[float],
+    floor: float,
+    attraction: float,
+    repulsion: float,
+    mask_self: bool,
+) -> list[MeanShiftCoupling] | None:
+    """The same at every temperature, for many problems of few references."""
+    problems, num_gen, num_refs = distance.shape
+    found = [_empty_coupling(distance) for _ in temperatures]
+    outputs = [_addresses(parts) for parts in zip(*((c.coefficients, c.mass, c.on_floor) for c in found), strict=True)]
+    kernel = (_float * len(temperatures))(*temperatures), len(temperatures)
+    settings = floor, attraction, repulsion, mask_self, SMALLEST_SUM
+    done = _run(
+        "mean_shift_of_small", problems, distance, weight, *kernel, *outputs, num_gen, num_refs, num_negative, *settings
+    )
+    return found if all(done) else None
+
+
+def _empty_coupling(distance: Tensor) -> MeanShiftCoupling:
+    problems, num_gen, _ = distance.shape
+    return MeanShiftCoupling(
+        coefficients=torch.empty_like(distance),
+        mass=distance.new_empty(problems, num_gen, 2),
+        on_floor=distance.new_empty(problems),
+    )
+
+
 def superpose(parts: Sequence[Tensor], weights: Tensor, total: Tensor) -> None:
     """total = sum_t weights[t] parts[t], over rows; T of [R, L], weights [T, R], total [R, L]; it may be parts[0]."""
     _run("superpose", len(total), _addresses(parts), weights, total, len(parts), *total.shape)
 
 
-def direct_distances(
+def distances_of_small(
     gen: Tensor, blocks: Sequence[Tensor], weight: Tensor | None, distance: Tensor, row_sum: Tensor, *, smallest: float
 ) -> None:
     """Distances [b, G, M] and sum_j w_j d_ij [b, G] of samples as given.
@@ -114,15 +146,29 @@ def direct_distances(
     """
     references = _addresses(blocks), _counts(blocks), len(blocks)
     sizes = *distance.shape[1:], gen.shape[2]
-    _run("direct_distances", len(gen), gen, *references, weight, distance, row_sum, *sizes, smallest)
+    _run("distances_of_small", len(gen), gen, *references, weight, distance, row_sum, *sizes, smallest)
 
 
-def direct_displacement(coefficients: Tensor, gen: Tensor, blocks: Sequence[Tensor], *, out: Tensor | None) -> Tensor:
-    """sum_j c_ij (y_j - x_i) [b, G, D], written to `out` where it is given; returns its squared norm, [b, G]."""
-    square = coefficients.new_empty(coefficients.shape[:2])
+def displacement_of_small(coefficients: Tensor, gen: Tensor, blocks: Sequence[Tensor], *, out: Tensor) -> None:
+    """out = sum_j c_ij (y_j - x_i), [b, G, D], of coefficients [b, G, M] and samples as given."""
+    _displacement_of_small([coefficients], gen, blocks, out)
+
+
+def squared_displacements_of_small(coefficients: Sequence[Tensor], gen: Tensor, blocks: Sequence[Tensor]) -> Tensor:
+    """|sum_j c_ij (y_j - x_i)|^2 [b, G, T] of T coefficients [b, G, M] and samples as given."""
+    return _displacement_of_small(coefficients, gen, blocks, None)
+
+
+def _displacement_of_small(
+    coefficients: Sequence[Tensor], gen: Tensor, blocks: Sequence[Tensor], drift: Tensor | None
+) -> Tensor:
+    parts, (problems, num_gen, num_refs) = len(coefficients), coefficients[0].shape
+    square = gen.new_empty(problems, num_gen, parts)
     references = _addresses(blocks), _counts(blocks), len(blocks)
-    sizes = *coefficients.shape[1:], gen.shape[2]
-    _run("direct_displacement", len(gen), coefficients, gen, *references, out, square, *sizes)
+    sizes = num_gen, num_refs, gen.shape[2]
+    arrays = _addresses(coefficients), parts, gen, *references, drift, square
+    if not all(_run("displacement_of_small", problems, *arrays, *sizes)):
+        raise MemoryError(f"no memory for a copy of one problem of {num_refs} references and {gen.shape[2]} features")
     return square
 
 

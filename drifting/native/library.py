@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -23,35 +24,35 @@ FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapp
 @functools.cache
 def load() -> ctypes.CDLL | None:
     """The library, compiled on first use (a second or two); None where there is no compiler, or it fails."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None or os.environ.get("DRIFTING_NATIVE") == "0":
+    compiler = shlex.split(os.environ.get("CC", "cc"))  # such as "ccache gcc"
+    if not compiler or shutil.which(compiler[0]) is None or os.environ.get("DRIFTING_NATIVE") == "0":
         return None
     try:
         return ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home directory
         detail = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else error
         warnings.warn(
-            f"drifting: {SOURCE.name} could not be compiled by {compiler}; the plain PyTorch path gives the same "
-            f"numbers, slower. DRIFTING_NATIVE=0 silences this. {detail}",
+            f"drifting: {SOURCE.name} could not be compiled by {shlex.join(compiler)}; the plain PyTorch path gives "
+            f"the same numbers, slower. DRIFTING_NATIVE=0 silences this. {detail}",
             RuntimeWarning,
             stacklevel=2,
         )
         return None
 
 
-def _compiled(compiler: str) -> Path:
+def _compiled(compiler: list[str]) -> Path:
     root = os.environ.get("XDG_CACHE_HOME")
     cache = (Path(root) if root else Path.home() / ".cache") / "drifting"
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     if cache.stat().st_uid != os.getuid() or cache.stat().st_mode & 0o022:
         raise PermissionError(f"{cache} can be written by others; code is loaded from it: chmod 700 it")
-    key = "\0".join((SOURCE.read_text(), compiler, *FLAGS, platform.machine(), _processor()))
+    key = "\0".join((SOURCE.read_text(), *compiler, *FLAGS, platform.machine(), _processor()))
     target = cache / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not target.exists():
         # Under a name of its own first: several ranks may compile at the same time.
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             fresh = Path(folder) / target.name
-            command = [compiler, *FLAGS, "-shared", "-fPIC", "-o", str(fresh), str(SOURCE), "-lm"]
+            command = [*compiler, *FLAGS, "-shared", "-fPIC", "-o", str(fresh), str(SOURCE), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=120)
             fresh.replace(target)
     return target

@@ -335,3 +335,9 @@ def test_features_of_another_number_of_problems_are_refused():
 def test_a_budget_of_nothing_is_refused(budget):
     with pytest.raises(ValueError, match=f"budget must be at least 1 byte, or None for no limit, got {budget}"):
         FeatureDriftLoss(TwoFeatures(), DriftLoss(), budget=budget)
+
+
+def test_encoded_features_ask_for_no_gradient_even_from_an_encoder_of_views():
+    samples = torch.randn(2, 3, 4, requires_grad=True)
+    loss = FeatureDriftLoss(lambda x: {"view": x[:, None, :]}, DriftLoss())
+    assert not loss.encode(samples)["view"].requires_grad

@@ -1,15 +1,8 @@
 """The compiled steps of the CPU path: each equals its plain PyTorch twin, hides nothing, and can be done without."""
 
-import multiprocessing
-import os
-import stat
-import textwrap
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import pytest
@@ -21,7 +14,7 @@ from test_drift_loss_golden import CASES, golden
 from drifting import DriftLoss, MeanShift, drift_field
 from drifting.arguments import DriftInputs
 from drifting.distances import pairwise_distance
-from drifting.fields import Columns
+from drifting.fields import Columns, couplings
 from drifting.native import kernels as native
 from drifting.native.library import load
 from drifting.problems import Block, ProblemGroup, centre_samples
@@ -202,6 +195,66 @@ def test_mean_shift_of_a_view_of_distances():
     wide[..., 5:15] = distance
     ours = MeanShift()(wide[..., 5:15], columns, temperature=0.5)
     assert_near(ours.coefficients, MeanShift()(distance, columns, temperature=0.5).coefficients)
+
+
+@given(
+    case=drawn(largest=10), seed=seeds, temperatures=st.lists(st.sampled_from([0.1, 0.5, 3.0]), min_size=1, max_size=3)
+)
+def test_mean_shift_at_several_temperatures_equals_one_after_another(case, seed, temperatures):
+    distance, columns = tile(case, seed)
+    before = distance.clone()
+    together = case.field.at_temperatures(distance, columns, temperatures, with_contact=True)
+    assert torch.equal(distance, before) and len(together) == len(temperatures)
+    for ours, temperature in zip(together, temperatures, strict=True):
+        with plain_path():
+            plain = case.field(distance, columns, temperature=temperature)
+        assert ours.balanced == plain.balanced
+        assert_near(ours.coefficients, plain.coefficients)
+        assert_near(ours.contact.positive_mass, plain.contact.positive_mass)
+        assert_near(ours.contact.negative_mass, plain.contact.negative_mass)
+        if case.field.floor > 0:
+            difference = (ours.contact.floor_share - plain.contact.floor_share).abs().max()
+            assert difference <= 1.5 / distance[0].numel()
+
+
+@pytest.mark.parametrize("problems", [1, 7, 8, 9, 17])
+def test_problems_side_by_side_do_not_mix(problems):
+    """Eight of them share a vector; the last vector is not full."""
+    inputs = DriftInputs(random(problems, 4, 5), random(problems, 3, 5), pos_weight=0.5 + uniform(problems, 3))
+    distance, columns = tile(Drawn(inputs, MeanShift()))
+    (ours,) = MeanShift().at_temperatures(distance, columns, [0.5], with_contact=True)
+    for b in range(problems):
+        alone = MeanShift()(distance[b : b + 1], replace(columns, weight=columns.weight[b : b + 1]), temperature=0.5)
+        assert_near(ours.coefficients[b], alone.coefficients[0])
+        assert_near(ours.contact.positive_mass[b], alone.contact.positive_mass[0])
+
+
+def test_long_rows_and_other_rules_are_asked_one_after_another():
+    for inputs, field in (
+        (DriftInputs(random(2, 4, 5), random(2, 40, 5)), MeanShift()),
+        (DriftInputs(random(2, 4, 5), random(2, 3, 5)), MeanShift(separate_blocks=True)),
+    ):
+        distance, columns = tile(Drawn(inputs, field))
+        assert field.at_temperatures(distance, columns, [0.5], with_contact=True) is None
+        (found,) = couplings(field, distance, columns, [0.5], with_contact=True)
+        assert torch.equal(found.coefficients, field(distance, columns, temperature=0.5).coefficients)
+
+
+@given(case=drawn(largest=9), seed=seeds, num_temperatures=st.integers(1, 3))
+def test_displacements_of_small_problems_equal_the_formula(case, seed, num_temperatures):
+    """Offset by 100: differences keep their digits."""
+    gen, *others = (100 + block.contiguous() for block in (case.inputs.gen, *case.inputs.problems().blocks))
+    blocks = [gen, *others[1:]] if case.inputs.self_ref is None else others
+    refs = torch.cat(blocks, dim=1).double()
+    shape = (*gen.shape[:2], refs.shape[1])
+    parts = [uniform(*shape, seed=seed + k) - 0.5 for k in range(num_temperatures)]
+    squares = native.squared_displacements_of_small(parts, gen, blocks)
+    for k, part in enumerate(parts):
+        exact = torch.einsum("bij,bijd->bid", part.double(), refs[:, None] - gen.double()[:, :, None])
+        drift = torch.full_like(gen, float("nan"))
+        native.displacement_of_small(part, gen, blocks, out=drift)
+        assert_near(drift, exact)
+        assert_near(squares[..., k], exact.square().sum(-1))
 
 
 # What the floor must not hide.
@@ -418,125 +471,3 @@ def test_more_threads_give_the_same_bits(threads):
         assert torch.equal(a, b)
     for a, b in zip(several_loss, one_loss, strict=True):  # products of matrices are torch's
         assert_near(a, b)
-
-
-# Compilation and what can go wrong with it, each in a process of its own that has not loaded the library yet.
-
-
-@dataclass
-class Report:
-    loaded: bool
-    warned: list[str]
-    loss: float
-    exact: float
-
-    @property
-    def right(self) -> bool:
-        return abs(self.loss - self.exact) < 1e-5 * self.exact
-
-
-def report(environment: dict[str, str]) -> Report:
-    """Evaluate a loss twice under these environment variables; runs in a child process."""
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    gen, pos = random(3, 8, 40, seed=1), random(3, 9, 40, seed=2)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        first, second = DriftLoss()(gen, pos), DriftLoss()(gen, pos)
-    assert torch.equal(first, second)
-    exact = DriftLoss()(gen.double(), pos.double())
-    return Report(load() is not None, [str(w.message) for w in caught], first.item(), exact.item())
-
-
-def report_without_home(environment: dict[str, str]) -> Report:
-    """The same for a user without a home directory, as containers have them."""
-    with mock.patch.object(Path, "home", side_effect=RuntimeError("Could not determine home directory.")):
-        return report(environment)
-
-
-@pytest.fixture(scope="module")
-def processes() -> Callable[..., list[Report]]:
-    """Runs `target` once for each environment, all at the same time."""
-    # Forked from a server that has imported what takes seconds, and has not loaded the library.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["drifting", "hypothesis", "numpy", "pytest"])
-
-    def run(*environments: dict[str, str], target: Callable[[dict[str, str]], Report] = report) -> list[Report]:
-        with ProcessPoolExecutor(len(environments), mp_context=context, max_tasks_per_child=1) as pool:
-            return list(pool.map(target, environments))
-
-    return run
-
-
-def program(path: Path, text: str) -> str:
-    path.write_text("#!/bin/sh\n" + textwrap.dedent(text))
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return str(path)
-
-
-def test_the_first_use_compiles_into_the_cache_and_the_next_finds_it(processes, tmp_path):
-    environment = {
-        "XDG_CACHE_HOME": str(tmp_path),
-        "CC": program(tmp_path / "cc", f'echo x >> {tmp_path}/log; cc "$@"'),
-    }
-    for _ in range(2):
-        (found,) = processes(environment)
-        assert found.loaded and found.right and not found.warned
-        assert (tmp_path / "log").read_text().count("x") == 1
-    assert [path.suffix for path in (tmp_path / "drifting").iterdir()] == [".so"]
-    assert (tmp_path / "drifting").stat().st_mode & 0o077 == 0
-
-
-def test_two_processes_that_compile_at_once_do_not_disturb_each_other(processes, tmp_path):
-    """The compiler waits until it has been started twice, and writes down what for."""
-    log, cache = tmp_path / "log", tmp_path / "cache"
-    compiler = program(
-        tmp_path / "cc",
-        f"""
-        echo "$@" >> {log}
-        for i in $(seq 600); do test $(wc -l < {log}) -ge 2 && break; sleep 0.1; done
-        exec cc "$@"
-        """,
-    )
-    found = processes(*[{"XDG_CACHE_HOME": str(cache), "CC": compiler}] * 2)
-    assert all(one.loaded and one.right and not one.warned for one in found)
-    (library,) = (cache / "drifting").iterdir()
-    commands = [line.split() for line in log.read_text().splitlines()]
-    written = {command[command.index("-o") + 1] for command in commands}
-    # Neither writes to what the other may have loaded already.
-    assert len(commands) == len(written) == 2 and str(library) not in written
-
-
-@pytest.mark.parametrize("variables", [{"DRIFTING_NATIVE": "0"}, {"CC": "/nonexistent"}], ids=["off", "no compiler"])
-def test_without_compiled_steps_the_numbers_are_the_same_and_nothing_is_said(processes, tmp_path, variables):
-    (found,) = processes({"XDG_CACHE_HOME": str(tmp_path), **variables})
-    assert not found.loaded and found.right and not found.warned
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_failing_compiler_is_reported_once_with_what_it_said(processes, tmp_path):
-    compiler = program(tmp_path / "broken", "echo 'no such flag: -O3' >&2; exit 1")
-    (found,) = processes({"XDG_CACHE_HOME": str(tmp_path / "cache"), "CC": compiler})
-    assert not found.loaded and found.right
-    (message,) = found.warned
-    assert "kernels.c could not be compiled" in message and compiler in message
-    assert "no such flag: -O3" in message and "DRIFTING_NATIVE=0" in message
-    assert not list((tmp_path / "cache" / "drifting").iterdir())
-
-
-@pytest.mark.parametrize("mode", [0o770, 0o707])
-def test_a_cache_that_others_can_write_is_refused(processes, tmp_path, mode):
-    """Whoever writes there would have their code run here."""
-    cache = tmp_path / "drifting"
-    cache.mkdir()
-    cache.chmod(mode)
-    (found,) = processes({"XDG_CACHE_HOME": str(tmp_path)})
-    assert not found.loaded and found.right
-    (message,) = found.warned
-    assert f"{cache} can be written by others" in message and "chmod 700" in message
-    assert not list(cache.iterdir())
-
-
-def test_a_user_without_a_home_needs_a_cache_directory_only(processes, tmp_path):
-    (found,) = processes({"XDG_CACHE_HOME": str(tmp_path)}, target=report_without_home)
-    assert found.loaded and found.right and not found.warned
