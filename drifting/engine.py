@@ -15,8 +15,9 @@ Shapes: B problems, G generated, M references, D features, T temperatures, K set
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,6 +38,14 @@ def full_precision(device: torch.device) -> Iterator[None]:
     autocast = nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
     with _precision, autocast:
         yield
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStatistics:
+    """What the two normalisers of a batch are made of, for K sets of problems; the means over all ranks."""
+
+    scale: Tensor  # [K]  mean distance
+    mean_square: Tensor  # [K, T]  of the drift's coordinates, before normalisation
 
 
 class _FullProducts:
@@ -84,6 +93,7 @@ def compute_drifts(
     *,
     gain: float = 1.0,
     with_contact: bool = True,
+    statistics: BatchStatistics | None = None,
 ) -> list[Drift]:
     """Drift of every generated sample of K sets; see the module's formulas. Two all-reduces where ranks share a batch.
 
@@ -94,22 +104,72 @@ def compute_drifts(
         normalization: what is normalised, and by a mean over what.
         gain: factor on the normalised drift.
         with_contact: whether the field reports what its kernel sees.
+        statistics: those of the batch that these problems are a part of; None: these problems are the batch.
     """
+    members = _equal_in_shape(sets)
+    order = [k for indices in members for k in indices]
+    counts = [len(indices) for indices in members]
+    with full_precision(sets[0].gen.device):
+        walks = [GroupWalk([sets[k] for k in indices], len(temperatures), normalization) for indices in members]
+        totals = [walk.distances() for walk in walks]
+        scales = global_mean(totals, normalization.group)[:, 0] if statistics is None else statistics.scale[order]
+        for walk, scale in zip(walks, scales.split_with_sizes(counts), strict=True):
+            walk.set_scale(scale)
+        squares = [walk.couplings(field, temperatures, with_contact=with_contact) for walk in walks]
+        own = global_mean(squares, normalization.group) if statistics is None else statistics.mean_square[order]
+        drifts: dict[int, Drift] = {}
+        for indices, walk, mean_square in zip(members, walks, own.split_with_sizes(counts), strict=True):
+            drifts |= zip(indices, walk.drifts(mean_square, gain), strict=True)
+    return [drifts[k] for k in range(len(sets))]
+
+
+@torch.no_grad()
+def batch_statistics(
+    parts: Callable[[], Iterable[Sequence[Problems]]],
+    field: Field,
+    temperatures: Sequence[float | Tensor],
+    normalization: Normalization,
+) -> BatchStatistics:
+    """S and lambda of a batch that is visited in parts, K sets each; twice, since lambda depends on S.
+
+    The same number of all-reduces as for one part: each rank may have parts of its own number and size.
+    """
+
+    def distances(problems: Problems, k: int) -> tuple[Tensor, Tensor]:
+        return GroupWalk([problems], 0, normalization).distances()
+
+    def squares(problems: Problems, k: int) -> tuple[Tensor, Tensor]:
+        walk = GroupWalk([problems], len(temperatures), normalization)
+        walk.distances()
+        walk.set_scale(scale[k : k + 1])
+        return walk.couplings(field, temperatures, with_contact=False)
+
+    scale = _mean_over_parts(parts(), distances, normalization)[:, 0]
+    return BatchStatistics(scale, _mean_over_parts(parts(), squares, normalization))
+
+
+def _mean_over_parts(
+    parts: Iterable[Sequence[Problems]],
+    sums: Callable[[Problems, int], tuple[Tensor, Tensor]],
+    normalization: Normalization,
+) -> Tensor:
+    """Sum over mass of all parts on all ranks, [K, T]; `sums` of one set of a part, and which of the K it is."""
+    totals: list[tuple[Tensor, Tensor]] = []
+    for sets in parts:
+        with full_precision(sets[0].gen.device):
+            found = [sums(problems, k) for k, problems in enumerate(sets)]
+        totals = [(a + x, b + y) for (a, b), (x, y) in zip(totals, found, strict=True)] if totals else found
+    if not totals:
+        raise ValueError("parts must be at least one, got none")
+    return global_mean(totals, normalization.group)
+
+
+def _equal_in_shape(sets: Sequence[Problems]) -> list[list[int]]:
+    """Indices of sets that can be processed side by side."""
     members: dict[tuple[object, ...], list[int]] = {}
     for index, problems in enumerate(sets):
         members.setdefault(problems.signature, []).append(index)
-    with full_precision(sets[0].gen.device):
-        walks = [GroupWalk([sets[k] for k in group], len(temperatures), normalization) for group in members.values()]
-        counts = [len(group) for group in members.values()]
-        scales = global_mean([walk.distances() for walk in walks], normalization.group)
-        for walk, scale in zip(walks, scales.split_with_sizes(counts), strict=True):
-            walk.set_scale(scale[:, 0])
-        squares = [walk.couplings(field, temperatures, with_contact=with_contact) for walk in walks]
-        mean_squares = global_mean(squares, normalization.group).split_with_sizes(counts)
-        drifts: dict[int, Drift] = {}
-        for indices, walk, mean_square in zip(members.values(), walks, mean_squares, strict=True):
-            drifts |= zip(indices, walk.drifts(mean_square, gain), strict=True)
-    return [drifts[k] for k in range(len(sets))]
+    return list(members.values())
 
 
 class FrozenTargetLoss(torch.autograd.Function):

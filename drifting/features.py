@@ -111,8 +111,8 @@ class FeatureDriftLoss(nn.Module):
         self_ref: Samples | None = None,
     ) -> Tensor:
         """Total loss, []; arguments as in `terms`."""
-        inputs = self._inputs(gen, pos, neg, neg_weight, self_ref)
-        losses = [loss for lot in self._lots(inputs, len(gen)) for loss in self.loss.joint_losses(lot)]
+        inputs = self.inputs(gen, pos, neg, neg_weight, self_ref)
+        losses = [loss for lot in self.lots(inputs, len(gen)) for loss in self.loss.joint_losses(lot)]
         return torch.stack([loss.mean() for loss in losses]).sum()
 
     def terms(
@@ -138,8 +138,8 @@ class FeatureDriftLoss(nn.Module):
             ValueError: samples that do not share B and *S, an encoder that returns anything but {key: [K, F, D]}, or
                 features of other keys than the encoder's.
         """
-        inputs = self._inputs(gen, pos, neg, neg_weight, self_ref)
-        terms = [term for lot in self._lots(inputs, len(gen)) for term in self.loss.joint_terms(lot)]
+        inputs = self.inputs(gen, pos, neg, neg_weight, self_ref)
+        terms = [term for lot in self.lots(inputs, len(gen)) for term in self.loss.joint_terms(lot)]
         return dict(zip(inputs, terms, strict=True))
 
     @torch.no_grad()
@@ -152,8 +152,13 @@ class FeatureDriftLoss(nn.Module):
         # An encoder of views returns samples that still ask for a gradient, whatever the mode.
         return {key: feature.detach() for key, feature in self._problems(samples).items()}
 
-    def _inputs(
-        self, gen: Tensor, pos: Samples, neg: Samples | None, neg_weight: Tensor | None, self_ref: Samples | None
+    def inputs(
+        self,
+        gen: Tensor,
+        pos: Samples,
+        neg: Samples | None = None,
+        neg_weight: Tensor | None = None,
+        self_ref: Samples | None = None,
     ) -> dict[str, DriftInputs]:
         """Arguments of the drifting loss of every feature."""
         references = {"pos": pos, "neg": neg, "self_ref": self_ref}
@@ -181,7 +186,7 @@ class FeatureDriftLoss(nn.Module):
             inputs[key] = DriftInputs(features, neg_weight=weight, **own)
         return inputs
 
-    def _lots(self, inputs: Mapping[str, DriftInputs], num_problems: int) -> Iterator[list[DriftInputs]]:
+    def lots(self, inputs: Mapping[str, DriftInputs], num_problems: int) -> Iterator[list[DriftInputs]]:
         """Features in order, as many at a time as the budget allows, at least one."""
         lot: list[DriftInputs] = []
         held = 0

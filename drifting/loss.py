@@ -1,7 +1,7 @@
 """DriftLoss and drift_field: the public face of the engine. The paper's objective is Eq. 6 with the field of Alg. 2."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 from drifting.arguments import DriftInputs
 from drifting.compilation import outside_graph
 from drifting.diagnostics import DriftDiagnostics, diagnose
-from drifting.engine import FrozenTargetLoss, compute_drifts, raw_drift
+from drifting.engine import BatchStatistics, FrozenTargetLoss, batch_statistics, compute_drifts, raw_drift
 from drifting.fields import Field, MeanShift
 from drifting.finite_check import DeferredFiniteCheck
 from drifting.learned_temperature import LearnedTemperature
@@ -149,13 +149,14 @@ class DriftLoss(nn.Module):
         return self.joint_terms([DriftInputs(gen, pos, neg, gen_weight, pos_weight, neg_weight, self_ref)])[0]
 
     @outside_graph
-    def joint_losses(self, inputs: Sequence[DriftInputs]) -> list[Tensor]:
+    def joint_losses(self, inputs: Sequence[DriftInputs], statistics: BatchStatistics | None = None) -> list[Tensor]:
         """Losses per problem of K sets of problems, K of [B]: each set has an S and a lambda of its own.
 
-        Sets of equal shape are processed side by side, and ranks exchange the statistics of all sets at once.
+        Sets of equal shape are processed side by side, and ranks exchange the statistics of all sets at once. Sets that
+        are a part of a larger batch take the `statistics` of that batch; see `joint_statistics`.
         """
         problems = [given.problems() for given in inputs]
-        drifts = self._drifts(inputs, problems, with_contact=False)
+        drifts = self._drifts(inputs, problems, with_contact=False, statistics=statistics)
         return [
             _frozen_target_loss(given.gen, drift, drift_is_ours=True)
             for given, drift in zip(inputs, drifts, strict=True)
@@ -177,6 +178,16 @@ class DriftLoss(nn.Module):
             for given, own, drift in zip(inputs, problems, drifts, strict=True)
         ]
 
+    @outside_graph
+    def joint_statistics(self, parts: Callable[[], Iterable[Sequence[DriftInputs]]]) -> BatchStatistics:
+        """Statistics of K sets of problems that come in parts; `parts` is called twice, for the same parts."""
+
+        def problems() -> Iterator[list[Problems]]:
+            for inputs in parts():
+                yield [given.problems() for given in inputs]
+
+        return batch_statistics(problems, self.field, self._values(), self.normalization)
+
     @property
     def normalization(self) -> Normalization:
         """How features and drifts are normalised."""
@@ -189,15 +200,28 @@ class DriftLoss(nn.Module):
         )
 
     def _drifts(
-        self, inputs: Sequence[DriftInputs], problems: Sequence[Problems], *, with_contact: bool
+        self,
+        inputs: Sequence[DriftInputs],
+        problems: Sequence[Problems],
+        *,
+        with_contact: bool,
+        statistics: BatchStatistics | None = None,
     ) -> list[Drift]:
-        temperatures = [_value(temperature) for temperature in self.temperatures]
         drifts = compute_drifts(
-            problems, self.field, temperatures, self.normalization, gain=self.gain, with_contact=with_contact
+            problems,
+            self.field,
+            self._values(),
+            self.normalization,
+            gain=self.gain,
+            with_contact=with_contact,
+            statistics=statistics,
         )
         if self.refuse_nonfinite:
             self._finite_check.watch(torch.stack([drift.scale for drift in drifts]), inputs)
         return drifts
+
+    def _values(self) -> list[float | Tensor]:
+        return [_value(temperature) for temperature in self.temperatures]
 
     def extra_repr(self) -> str:
         """Settings, for print(module)."""
