@@ -17,6 +17,7 @@ from drifting.finite_check import DeferredFiniteCheck
 from drifting.learned_temperature import LearnedTemperature
 from drifting.problems import Problems
 from drifting.scales import Extent
+from drifting.sharding import gather_generated, take_own
 from drifting.walks import Drift, Normalization
 
 
@@ -53,6 +54,9 @@ class DriftLoss(nn.Module):
         refuse_nonfinite: raise a ValueError for NaN or infinite samples, on the CPU in the same call, on an
             accelerator in a later one, since nothing waits for the device. Otherwise they are carried: every loss of
             the batch becomes NaN through S or lambda, or that problem's alone where neither is shared.
+        shard_generated: ranks that share the generated samples of the same problems: each gives its own G_r of them,
+            with the same positives and extra negatives, and gets the loss of its own, mean over G_r. The mean over
+            ranks, of losses and of gradients, is that of one process with all of them; see `drifting.sharding`.
 
     Raises:
         ValueError: a temperature that is not finite and positive, or none at all; a gain that is not finite and >= 0.
@@ -70,6 +74,7 @@ class DriftLoss(nn.Module):
         drift_extent: Extent = Extent.BATCH,
         gain: float = 1.0,
         refuse_nonfinite: bool = False,
+        shard_generated: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.temperatures = temperatures
@@ -81,6 +86,7 @@ class DriftLoss(nn.Module):
         self.drift_extent = drift_extent
         self.gain = gain
         self.refuse_nonfinite = refuse_nonfinite
+        self.shard_generated = shard_generated
         self._finite_check = DeferredFiniteCheck()
 
     @property
@@ -155,8 +161,9 @@ class DriftLoss(nn.Module):
         Sets of equal shape are processed side by side, and ranks exchange the statistics of all sets at once. Sets that
         are a part of a larger batch take the `statistics` of that batch; see `joint_statistics`.
         """
-        problems = [given.problems() for given in inputs]
-        drifts = self._drifts(inputs, problems, with_contact=False, statistics=statistics)
+        whole = self._whole(inputs)
+        problems = [given.problems() for given in whole]
+        drifts = self._own(self._drifts(whole, problems, with_contact=False, statistics=statistics))
         return [
             _frozen_target_loss(given.gen, drift, drift_is_ours=True)
             for given, drift in zip(inputs, drifts, strict=True)
@@ -165,17 +172,18 @@ class DriftLoss(nn.Module):
     @outside_graph
     def joint_terms(self, inputs: Sequence[DriftInputs]) -> list[DriftTerms]:
         """Terms of K sets of problems; see `joint_losses`."""
-        problems = [given.problems() for given in inputs]
-        drifts = self._drifts(inputs, problems, with_contact=True)
+        whole = self._whole(inputs)
+        problems = [given.problems() for given in whole]
+        drifts = self._own(self._drifts(whole, problems, with_contact=True))
         return [
             DriftTerms(
                 loss=_frozen_target_loss(given.gen, drift, drift_is_ours=False),
                 drift=drift.drift,
                 scale=drift.scale,
                 drift_rms=drift.drift_rms,
-                diagnostics=diagnose(own, drift),
+                diagnostics=diagnose(all_samples, drift),
             )
-            for given, own, drift in zip(inputs, problems, drifts, strict=True)
+            for given, all_samples, drift in zip(inputs, problems, drifts, strict=True)
         ]
 
     @outside_graph
@@ -184,9 +192,17 @@ class DriftLoss(nn.Module):
 
         def problems() -> Iterator[list[Problems]]:
             for inputs in parts():
-                yield [given.problems() for given in inputs]
+                yield [given.problems() for given in self._whole(inputs)]
 
         return batch_statistics(problems, self.field, self._values(), self.normalization)
+
+    def _whole(self, inputs: Sequence[DriftInputs]) -> Sequence[DriftInputs]:
+        """The sets with the generated samples of all ranks that share them."""
+        return inputs if self.shard_generated is None else gather_generated(inputs, self.shard_generated)
+
+    def _own(self, drifts: list[Drift]) -> list[Drift]:
+        """The drifts of this rank's samples."""
+        return drifts if self.shard_generated is None else [take_own(drift, self.shard_generated) for drift in drifts]
 
     @property
     def normalization(self) -> Normalization:
