@@ -63,6 +63,7 @@ def test_defaults_are_the_authors_settings():
         "drift_extent": Extent.BATCH,
         "gain": 1.0,
         "refuse_nonfinite": False,
+        "shard_generated": None,
     }
     assert defaults(MeanShift) == {
         "kernel": drifting.laplacian,
