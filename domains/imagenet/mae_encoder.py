@@ -9,6 +9,8 @@ Shapes: K samples, C base channels, maps [K, c, h, w].
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from domains.imagenet.frozen import run
+
 NORM_EPS = 1e-6
 STEM = "conv1"
 
@@ -78,13 +80,16 @@ class ResNetEncoder(nn.Module):
             self.map_widths |= dict.fromkeys(names, outputs)
             inputs = outputs
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """x [K, channels, h, w] -> every named map; [K, C r, h / r, w / r], r = 2^(s-1) in stage s, 1 in the stem."""
+    def forward(self, x: Tensor, checkpoint: bool = False) -> dict[str, Tensor]:
+        """x [K, channels, h, w] -> every named map; [K, C r, h / r, w / r], r = 2^(s-1) in stage s, 1 in the stem.
+
+        With `checkpoint` the inside of each block is not kept for the backward pass but computed again there.
+        """
         x = F.relu(self.stem_norm(self.stem(x)))
         maps = {STEM: x}
         for s, (stage, norm) in enumerate(zip(self.stages, self.stage_norms, strict=True), start=1):
             for b, block in enumerate(stage.children(), start=1):
-                x = block(x)
+                x = run(block, x, checkpoint)
                 maps[f"layer{s}_blk{b}"] = x
             x = norm(x)
             maps[f"layer{s}"] = x

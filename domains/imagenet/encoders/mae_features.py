@@ -1,16 +1,14 @@
-"""Frozen encoders: samples to the named feature vectors in which images drift (paper A.5).
-
-Shapes: K samples, F feature locations, D feature width.
-"""
+"""Features of the masked auto-encoder (paper A.3, A.5)."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from domains.imagenet.encoders.map_statistics import channel_rms, map_statistics
+from domains.imagenet.frozen import FrozenModule, at_least_float32, freeze, weight_dtype
 from domains.imagenet.mae import MaskedAutoencoder, to_grid
 from domains.imagenet.mae_encoder import STEM
-from drifting.features import STD_EPS, pooled_statistics
 
 
 def every_second_block(blocks: Sequence[int]) -> tuple[str, ...]:
@@ -23,15 +21,7 @@ def every_second_block(blocks: Sequence[int]) -> tuple[str, ...]:
     return (STEM, *stages, *inner)
 
 
-class PixelFeatures(nn.Module):
-    """The flattened sample as the only feature: the drifting loss without an encoder."""
-
-    def forward(self, samples: Tensor) -> dict[str, Tensor]:
-        """Samples [K, *S] -> {"global": [K, 1, prod S]}."""
-        return {"global": samples.flatten(1).unsqueeze(1)}
-
-
-class MaeFeatures(nn.Module):
+class MaeFeatures(FrozenModule):
     """Pooled statistics of the maps of a trained masked auto-encoder, of its input, and the sample itself.
 
     Keys: `<map>` and `<map>_<statistic>` of each map (see `pooled_statistics`), `norm_x` (root mean square of each
@@ -45,6 +35,8 @@ class MaeFeatures(nn.Module):
         patch_sizes: patches for the statistics of each map; () gives the paper's "(a, b)", (2,) its "(a-c)".
         input_norm: include `norm_x`.
         sample_itself: include `global`.
+        dtype: of weights and activations, statistics are taken in float32; None leaves the weights as they are.
+        checkpoint: keep only the output of each block for the backward pass, and compute its inside again there.
 
     Raises:
         ValueError: a map that the encoder does not have, or nothing chosen at all.
@@ -58,6 +50,8 @@ class MaeFeatures(nn.Module):
         patch_sizes: Sequence[int] = (2, 4),
         input_norm: bool = True,
         sample_itself: bool = True,
+        dtype: torch.dtype | None = None,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         self.maps = every_second_block(mae.cfg.blocks) if maps is None else tuple(maps)
@@ -66,25 +60,19 @@ class MaeFeatures(nn.Module):
         if not (self.maps or input_norm or sample_itself):
             raise ValueError("maps is empty and input_norm and sample_itself are off: choose at least one feature")
         self.patch_sizes, self.input_norm, self.sample_itself = tuple(patch_sizes), input_norm, sample_itself
+        self.checkpoint = checkpoint
         self.cfg = mae.cfg
-        self.encoder = mae.encoder.requires_grad_(False)
-        self.train(False)
-
-    def train(self, mode: bool = True) -> "MaeFeatures":
-        """Stays in eval mode whatever is asked: the features must not change while the generator trains."""
-        return super().train(False)
+        self.encoder = freeze(mae.encoder, dtype)
+        self.eval()
 
     def forward(self, samples: Tensor) -> dict[str, Tensor]:
         """Samples [K, C, H, W] -> {key: [K, F, D]}, float32; no `_p` keys for maps smaller than p x p."""
-        samples = samples.to(torch.promote_types(samples.dtype, torch.float32))
+        samples = at_least_float32(samples)
         grid = to_grid(samples, self.cfg)
-        maps = self.encoder(grid) if self.maps else {}
-        features = {}
-        for name in self.maps:
-            for statistic, vectors in pooled_statistics(maps[name], self.patch_sizes).items():
-                features[f"{name}_{statistic}" if statistic else name] = vectors
+        maps = self.encoder(grid.to(weight_dtype(self.encoder)), self.checkpoint) if self.maps else {}
+        features = map_statistics({name: maps[name] for name in self.maps}, self.patch_sizes)
         if self.input_norm:
-            features["norm_x"] = (grid.square().mean((2, 3)) + STD_EPS).sqrt().unsqueeze(1)
+            features["norm_x"] = channel_rms(grid)
         if self.sample_itself:
             features["global"] = samples.flatten(1).unsqueeze(1)
         return features
