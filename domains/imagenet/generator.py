@@ -7,6 +7,7 @@ in every block and are dropped at the end. The final layer starts at zero, so a 
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from domains.imagenet.conditioning import TABLE_STD, Conditioning
+from domains.imagenet.pretrained import Pretrained
 from domains.imagenet.transformer import Block, FinalLayer, LayerNorm, Modulation, RMSNorm, rotary_table
 
 
@@ -83,8 +85,11 @@ def generator_preset(name: str) -> GeneratorConfig:
     return replace(latent, channels=3, size=256, patch=16, attention_float32=True, checkpoint_blocks=True)
 
 
-class DiTGenerator(nn.Module):
+class DiTGenerator(Pretrained):
     """Noise, label, guidance scale and style to a sample, in one pass."""
+
+    config_type = GeneratorConfig
+    kinds: ClassVar = {"generator": {}}
 
     def __init__(self, cfg: GeneratorConfig) -> None:
         super().__init__()
@@ -114,6 +119,8 @@ class DiTGenerator(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw every parameter anew, as at the start of training; also what follows construction on the meta device."""
+        if self.position.is_meta:  # has no values yet, and torch takes seconds to work that out
+            return
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)

@@ -8,6 +8,7 @@ Shapes: K samples, input [K, C, H, W]; with space-to-depth s the network sees [K
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from domains.imagenet.mae_decoder import MaeDecoder
 from domains.imagenet.mae_encoder import ResNetEncoder
+from domains.imagenet.pretrained import Pretrained
 
 
 @dataclass
@@ -56,19 +58,35 @@ class MaeLoss:
     correct: Tensor | None  # [K] bool, the head's first choice is the label
 
 
-class MaskedAutoencoder(nn.Module):
-    """Encoder, decoder and optional classification head."""
+class MaskedAutoencoder(Pretrained):
+    """Encoder, decoder and optional classification head; `encoder_only` is what features need: neither of the two."""
 
-    def __init__(self, cfg: MaeConfig) -> None:
+    config_type = MaeConfig
+    kinds: ClassVar = {"mae": {}, "mae_encoder": {"encoder_only": True}}
+
+    def __init__(self, cfg: MaeConfig, *, encoder_only: bool = False) -> None:
         super().__init__()
         self.cfg = cfg
         grid_channels = cfg.channels * cfg.space_to_depth**2
         self.encoder = ResNetEncoder(grid_channels, cfg.base_channels, cfg.blocks, cfg.max_groups)
-        self.decoder = MaeDecoder(grid_channels, cfg.base_channels, len(cfg.blocks), cfg.max_groups)
-        self.last_map = f"layer{len(cfg.blocks)}"
+        stages = len(cfg.blocks)
+        decoder = None if encoder_only else MaeDecoder(grid_channels, cfg.base_channels, stages, cfg.max_groups)
+        self.decoder = decoder
+        self.last_map = f"layer{stages}"
         width = self.encoder.map_widths[self.last_map]
-        self.head = nn.Linear(width, cfg.num_classes) if cfg.num_classes else None
+        self.head = nn.Linear(width, cfg.num_classes) if cfg.num_classes and not encoder_only else None
         self.reset_parameters()
+
+    @property
+    def kind(self) -> str:
+        """What config.json calls this network."""
+        return "mae" if self.decoder is not None else "mae_encoder"
+
+    def encoder_alone(self) -> "MaskedAutoencoder":
+        """The same network without decoder and head; shares the encoder's parameters."""
+        alone = MaskedAutoencoder.skeleton(self.cfg, "mae_encoder")
+        alone.encoder = self.encoder
+        return alone.train(self.training)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -103,8 +121,10 @@ class MaskedAutoencoder(nn.Module):
             generator: source of that draw, on its own device.
 
         Raises:
-            ValueError: a shape does not fit, or a classification weight without labels or without a head.
+            ValueError: a shape does not fit, a classification weight without labels or without a head, or no decoder.
         """
+        if self.decoder is None:
+            raise ValueError("this auto-encoder has its encoder only: it gives features (mae.encoder), no loss")
         if not 0 <= classification_weight <= 1:
             raise ValueError(f"classification_weight must lie in [0, 1], got {classification_weight}")
         if classification_weight and (labels is None or self.head is None):

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flax_parameters import GENERATOR_RULES, MAE_RULES, stack_style_tables, stored_parameters, to_torch
+from flax_parameters import stored_parameters
 from torch import Tensor
 
-from domains.imagenet.generator import DiTGenerator, GeneratorConfig
+from domains.imagenet.flax_artefact import generator_config, mae_config
+from domains.imagenet.flax_names import generator_names, mae_names
+from domains.imagenet.generator import DiTGenerator
 from domains.imagenet.mae import MaeConfig, MaskedAutoencoder
 
 Arrays = dict[str, np.ndarray]
@@ -25,26 +27,9 @@ def channels_first(images: np.ndarray) -> Tensor:
 
 
 def generator_from(arrays: Arrays) -> DiTGenerator:
-    theirs = json.loads(str(arrays["config"]))
-    cfg = GeneratorConfig(
-        channels=theirs["in_channels"],
-        size=theirs["input_size"],
-        patch=theirs["patch_size"],
-        hidden=theirs["hidden_size"],
-        depth=theirs["depth"],
-        heads=theirs["num_heads"],
-        mlp_ratio=theirs["mlp_ratio"],
-        num_classes=theirs["num_classes"],
-        context_tokens=theirs["n_cls_tokens"],
-        style_tokens=theirs["noise_coords"] if theirs["noise_classes"] else 0,
-        style_codes=theirs["noise_classes"] or 1,
-        rms_norm=theirs["use_rmsnorm"],
-        swiglu=theirs["use_swiglu"],
-        qk_norm=theirs["use_qknorm"],
-        rotary=theirs["use_rope"],
-    )
-    generator = DiTGenerator(cfg)
-    generator.load_state_dict(to_torch(stack_style_tables(stored_parameters(arrays)), GENERATOR_RULES))
+    generator = DiTGenerator(generator_config(json.loads(str(arrays["config"]))))
+    names = generator_names(generator.cfg)
+    generator.load_state_dict(names.to_ours(stored_parameters(arrays), "golden"))
     return generator
 
 
@@ -54,17 +39,10 @@ def style_of(arrays: Arrays, name: str, generator: DiTGenerator) -> Tensor | Non
 
 def mae_config_from(arrays: Arrays) -> MaeConfig:
     theirs = json.loads(str(arrays["config"]))
-    return MaeConfig(
-        channels=theirs["in_channels"],
-        base_channels=theirs["base_channels"],
-        blocks=theirs["layers"],
-        space_to_depth=theirs["input_patch_size"],
-        mask_patch=theirs["patch_size"],
-        num_classes=theirs["num_classes"],
-    )
+    return mae_config(theirs, num_classes=theirs["num_classes"])
 
 
 def mae_from(arrays: Arrays) -> MaskedAutoencoder:
     mae = MaskedAutoencoder(mae_config_from(arrays))
-    mae.load_state_dict(to_torch(stored_parameters(arrays), MAE_RULES))
+    mae.load_state_dict(mae_names(len(mae.cfg.blocks)).to_ours(stored_parameters(arrays), "golden"))
     return mae

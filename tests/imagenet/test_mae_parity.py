@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flax_parameters import MAE_RULES, stored_parameters, to_torch
+from flax_parameters import stored_parameters
 from golden_networks import channels_first, load_arrays, mae_config_from
 
 from domains.imagenet.encoders import MaeFeatures
+from domains.imagenet.flax_names import mae_names
 from domains.imagenet.mae import MaskedAutoencoder, hidden_error
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "official_mae_latent.npz"
@@ -32,7 +33,9 @@ def arrays():
 def mae(arrays) -> MaskedAutoencoder:
     """Stages 3 and 4 and what belongs to them in the decoder keep their random start: nothing below looks at them."""
     net = MaskedAutoencoder(mae_config_from(arrays))
-    missing, unexpected = net.load_state_dict(to_torch(stored_parameters(arrays), MAE_RULES), strict=False)
+    missing, unexpected = net.load_state_dict(
+        mae_names(len(net.cfg.blocks)).to_ours(stored_parameters(arrays), "golden"), strict=False
+    )
     assert not unexpected
     elsewhere = ("encoder.stages.2", "encoder.stages.3", "encoder.stage_norms.2", "encoder.stage_norms.3")
     assert all(
