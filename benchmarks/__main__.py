@@ -1,4 +1,4 @@
-"""Every benchmark of the loss, one after the other, each in a process of its own: `make bench`, some 45 minutes.
+"""Every benchmark, one after the other, each in a process of its own: `make bench`, more than an hour.
 
 python -m benchmarks [--quick]
 """
@@ -7,7 +7,7 @@ import argparse
 import subprocess
 import sys
 
-BENCHMARKS = ("drift_loss", "growth", "queue", "features", "fields")
+BENCHMARKS = ("parity", "drift_loss", "growth", "queue", "features", "fields", "generators")
 
 
 def main() -> None:

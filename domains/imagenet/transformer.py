@@ -84,7 +84,7 @@ class Modulation(nn.Module):
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """(1 + scale) x + shift; x [K, T, h], shift and scale [K, 1, h]."""
-    return x * (1 + scale) + shift
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 def rotary_table(tokens: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -95,9 +95,11 @@ def rotary_table(tokens: int, head_width: int, device: torch.device) -> tuple[Te
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i+d/2}) by the angle of their token; x [..., T, d], cos and sin [T, d/2]."""
+    """Turn the pairs (x_i, x_{i+d/2}) by the angle of their token; x [..., T, A, d], cos and sin [T, d/2]."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    return torch.cat(turned, dim=-1)
 
 
 class Attention(nn.Module):
@@ -116,10 +118,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         """x [K, T, h], rotary table or None -> [K, T, h]."""
-        q, k, v = rearrange(self.qkv(x), "k t (three a d) -> three k a t d", three=3, a=self.heads)
+        q, k, v = rearrange(self.qkv(x), "k t (three a d) -> three k t a d", three=3, a=self.heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # after the norms: they read whole rows
         if self.float32:
             with without_autocast(x):
                 y = F.scaled_dot_product_attention(at_least_float32(q), at_least_float32(k), at_least_float32(v))
@@ -140,7 +143,11 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [K, T, h] -> [K, T, h]."""
-        return self.out(F.silu(self.gate(x)) * self.value(x))
+        gate, value = self.gate(x), self.value(x)
+        if gate.requires_grad or value.requires_grad:
+            return self.out(F.silu(gate) * value)
+        # The widest tensors of the network: without a gradient they need no second and third copy in memory.
+        return self.out(F.silu(gate, inplace=True).mul_(value))
 
 
 class GeluMlp(nn.Module):
@@ -180,8 +187,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cond: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         """x [K, T, h], cond [K, h] -> [K, T, h]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(cond)
-        x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), rotary)
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        x = torch.addcmul(x, gate1, self.attention(modulate(self.norm1(x), shift1, scale1), rotary))
+        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
 class FinalLayer(nn.Module):

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from domains.imagenet.generator import DiTGenerator, GeneratorConfig, generator_preset, straight_through_clamp
+from domains.imagenet.transformer import SwiGLU
 
 SMALL = GeneratorConfig(
     channels=2,
@@ -172,23 +173,107 @@ def test_float32_attention_under_autocast_is_more_exact():
     assert dtypes == [torch.bfloat16, torch.float32]
 
 
+def zero_style(count=3) -> torch.Tensor:
+    return torch.zeros(count, SMALL.style_tokens, dtype=torch.int64)
+
+
 def test_checkpointing_changes_memory_not_numbers():
     plain, recomputed = awake(), awake(replace(SMALL, checkpoint_blocks=True))
-    batch = (*inputs(), torch.zeros(3, SMALL.style_tokens, dtype=torch.int64))
-    passes = []
+    batch = (*inputs(), zero_style())
+    passes, kept = [], []
     recomputed.blocks[0].register_forward_pre_hook(lambda *_: passes.append(1))
     for net in (plain, recomputed):
-        net(*batch).square().sum().backward()
+        stored: dict[int, int] = {}
+        own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+
+        def pack(x, stored=stored, own=own):
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in own:
+                stored[storage.data_ptr()] = storage.nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            out = net(*batch)
+        kept.append(sum(stored.values()))
+        out.square().sum().backward()
     assert len(passes) == 2, "the block is computed again in the backward pass"
+    assert kept[1] < kept[0] / 4
     for ours, theirs in zip(plain.parameters(), recomputed.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_compiles_without_graph_breaks():
-    net = awake()
-    batch = (*inputs(), torch.zeros(3, SMALL.style_tokens, dtype=torch.int64))
+BRANCHES = {
+    "released": {},
+    "layer norm": {"rms_norm": False},
+    "GELU": {"swiglu": False},
+    "no query norm": {"qk_norm": False},
+    "no tokens": {"context_tokens": 0, "style_tokens": 0, "rotary": False},
+    "float32 attention": {"attention_float32": True, "qk_norm": False},
+}
+
+
+@pytest.mark.parametrize("change", BRANCHES.values(), ids=BRANCHES)
+def test_every_branch_trains_under_bf16_autocast(change):
+    cfg = replace(SMALL, **change)
+    net, (noise, labels, alpha) = awake(cfg), inputs(cfg=cfg)
+    style = zero_style() if cfg.style_tokens else None
+    gradients = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = net(noise, labels, alpha, style).square().mean()
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]))
+    error = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
+    assert 0 < error < 0.05
+    assert gradients[1].dtype == torch.float32
+
+
+def test_sampling_without_a_gradient_returns_the_same_numbers_and_changes_no_input():
+    net, batch = awake(), (*inputs(), zero_style())
+    given = [each.clone() for each in batch]
+    trained = net(*batch).detach()
+    with torch.inference_mode():
+        torch.testing.assert_close(net(*batch), trained)
+        torch.testing.assert_close(net(*batch), trained)
+    assert all(torch.equal(before, after) for before, after in zip(given, batch, strict=True))
+
+
+@pytest.mark.parametrize("trained", ["gate", "value", "out"])
+def test_a_single_trained_layer_of_the_mlp_gets_its_gradient(trained):
+    """Without gradients the layer works in place; a frozen part beside a trained one must not spoil its gradient."""
+    mlp = SwiGLU(8, mlp_ratio=4.0)
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    expected = torch.autograd.grad(mlp(x).square().sum(), getattr(mlp, trained).weight)[0]
+    mlp.requires_grad_(False)
+    weight = getattr(mlp, trained).weight.requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(mlp(x).square().sum(), weight)[0], expected)
+
+
+@pytest.mark.parametrize("style", [zero_style(), None], ids=["style given", "style drawn"])
+def test_compiles_without_graph_breaks(style):
+    net, batch = awake(), inputs()
     compiled = torch.compile(net, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(*batch), net(*batch))
+    torch.manual_seed(0)
+    expected = net(*batch, style)
+    torch.manual_seed(0)
+    torch.testing.assert_close(compiled(*batch, style), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # C++ is compiled: minutes on a busy machine
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["stored", "recomputed"])
+def test_training_compiles_without_graph_breaks(checkpointed, backend):
+    torch.compiler.reset()
+    net, batch = awake(replace(SMALL, depth=1, checkpoint_blocks=checkpointed)), (*inputs(), zero_style())
+    gradients = []
+    for model in (net, torch.compile(net, fullgraph=True, backend=backend)):
+        net.zero_grad()
+        model(*batch).square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in net.named_parameters()})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(
+            gradients[1][name], expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item(), msg=name
+        )
 
 
 def test_meta_construction_then_reset_gives_the_usual_start():
