@@ -13,26 +13,33 @@ from torch import Tensor
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the backend: there may be no display
 
-ENLARGE = 4  # screen pixels per image pixel
+SMALL = 32  # image pixels: a sheet enlarges what is smaller
 GAP = 1  # image pixels between two images
 
 
 def sheet(images: Tensor, columns: int) -> np.ndarray:
-    """Images [K, 1, H, W] in [-1, 1] row by row, enlarged; uint8 [h, w], dark on white."""
-    count, _, height, width = images.shape
+    """Images [K, C, H, W] in [-1, 1] row by row; uint8 [h, w], dark on white, for C = 1, [h, w, 3] for C = 3."""
+    count, channels, height, width = images.shape
+    inked = -images if channels == 1 else images
     rows = -(-count // columns)
-    canvas = torch.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP), -1.0)
-    for k, image in enumerate(images):
+    canvas = torch.ones(channels, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP)
+    for k, image in enumerate(inked):
         top = GAP + (k // columns) * (height + GAP)
         left = GAP + (k % columns) * (width + GAP)
-        canvas[top : top + height, left : left + width] = image[0]
-    grey = ((1 - canvas) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    return np.kron(grey, np.ones((ENLARGE, ENLARGE), dtype=np.uint8))
+        canvas[:, top : top + height, left : left + width] = image
+    enlarge = max(1, SMALL // height)
+    return to_uint8(canvas).repeat(enlarge, axis=0).repeat(enlarge, axis=1)
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """Image [C, H, W] in [-1, 1], clipped -> uint8 [H, W] for C = 1, [H, W, 3] for C = 3."""
+    pixels: np.ndarray = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
 
 def save_image(path: Path, image: Tensor) -> None:
-    """Write one image [1, H, W] in [-1, 1] as it is: grey PNG of H x W pixels."""
-    Image.fromarray(((image[0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()).save(path)
+    """Write one image [C, H, W] in [-1, 1] as it is: a PNG of H x W pixels, grey or RGB."""
+    Image.fromarray(to_uint8(image)).save(path)
 
 
 def save_sheet(path: Path, images: Tensor, columns: int = 10) -> None:
