@@ -1,6 +1,8 @@
 """The diffusers pipeline: the generator's own numbers, and saving, loading, precision as any pipeline has them."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +142,18 @@ def test_latents_need_a_decoder_of_such_latents():
         DriftingPipeline(some_generator())
     with pytest.raises(ValueError, match="vae decodes 5 channels, transformer makes 4"):
         DriftingPipeline(some_generator(), some_vae(5))
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    _, example = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    some_generator(num_classes=1000).save_pretrained("weights/B2")
+    some_vae().save_pretrained("sd-vae-ft-mse")
+    scope = {each.__name__: each for each in (AutoencoderKL, DiTGenerator, DriftingPipeline)}
+    exec(example, scope)
+    assert [image.size for image in scope["images"]] == [(16, 16)] * 2
+    assert DriftingPipeline.from_pretrained("folder").vae is not None
 
 
 def test_a_device_map_is_refused(pipe, tmp_path):
