@@ -8,7 +8,7 @@ from torch import Tensor
 
 from drifting.fields import Columns
 from drifting.native import kernels as native
-from drifting.problems import Block, ProblemGroup
+from drifting.problems import Block, ProblemGroup, part
 
 SMALLEST_SQUARED_DISTANCE = 1e-8  # the authors' clip; keeps the root away from the rounding of the dot products
 
@@ -55,8 +55,9 @@ def distance_of_small(group: ProblemGroup, rows: slice, *, out: Tensor) -> Tenso
     row_sum = out.new_empty(out.shape[:2])
     columns = group.columns(rows)
     for here, gen, blocks in group.pieces(rows):
-        weight = columns.weight[here] if columns.is_weighted else None
-        native.distances_of_small(gen, blocks, weight, out[here], row_sum[here], smallest=SMALLEST_SQUARED_DISTANCE)
+        weight = part(columns.weight, here) if columns.is_weighted else None
+        results = part(out, here), part(row_sum, here)
+        native.distances_of_small(gen, blocks, weight, *results, smallest=SMALLEST_SQUARED_DISTANCE)
     return row_sum
 
 

@@ -120,12 +120,15 @@ class ProblemGroup:
 
     def sum_over_sets(self, values: Tensor) -> Tensor:
         """Values of problems [B, *] -> sums of sets [K, *]."""
+        if len(self.sizes) == 1:
+            return values.sum(0, keepdim=True)
         return torch.stack([part.sum(0) for part in values.split_with_sizes(self.sizes)])
 
     def spread_over_problems(self, values: Tensor) -> Tensor:
         """Values of sets [K, *] -> of their problems [B, *]."""
-        parts = [value.expand(size, *value.shape) for value, size in zip(values, self.sizes, strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(self.sizes) == 1:
+            return values.expand(len(self), *values.shape[1:])
+        return torch.cat([value.expand(size, *value.shape) for value, size in zip(values, self.sizes, strict=True)])
 
     def row_slices(self) -> list[slice]:
         """Blocks of problems in order, as even as possible: a small last block would cost as much as a large one."""
@@ -135,7 +138,7 @@ class ProblemGroup:
 
     def columns(self, rows: slice) -> Columns:
         """What the reference columns of some problems are."""
-        return replace(self.sets[0].columns, weight=self.weight[rows])
+        return replace(self.sets[0].columns, weight=part(self.weight, rows))
 
     def block(self, rows: slice, *, find_centre: bool = False) -> Block:
         """Some problems, in memory that the next call overwrites; `find_centre` on the first visit of the problems."""
@@ -171,10 +174,20 @@ class ProblemGroup:
             start, stop = max(rows.start, first), min(rows.stop, first + size)
             if start < stop:
                 own = slice(start - first, stop - first)
-                blocks = [block[own].to(self.dtype).contiguous() for block in problems.blocks]
-                gen = blocks[0] if self.self_is_gen else problems.gen[own].to(self.dtype).contiguous()
+                blocks = [part(block, own).to(self.dtype).contiguous() for block in problems.blocks]
+                gen = blocks[0] if self.self_is_gen else part(problems.gen, own).to(self.dtype).contiguous()
                 yield slice(start - rows.start, stop - rows.start), gen, blocks
             first += size
+
+
+def part(values: Tensor, rows: slice) -> Tensor:
+    """values[rows], for a range within [B, *]; `values` themselves where that is all of them: calls cost time."""
+    return values if rows.stop - rows.start == len(values) else values[rows]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """What blocks of problems gave, [b, *] each, as one [B, *]."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def mean_over_blocks(blocks: Sequence[Tensor], *, out: Tensor) -> None:

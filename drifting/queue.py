@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drifting.dealing import deal_queue
 from drifting.row_copies import StagedCopy, write_rows
 
 
@@ -177,6 +178,10 @@ class SampleQueue:
         self.count.copy_(state["count"])
         self.cursor.copy_(state["cursor"])
         self.generator.set_state(state["generator"])
+
+    def load_state_dicts(self, states: Sequence[Mapping[str, Any]], *, rank: int, ranks: int) -> None:
+        """Continue on another number of ranks: the share of `rank` in the queues of all that saved (dealing.py)."""
+        self.load_state_dict(deal_queue(states, rank=rank, ranks=ranks, capacity=self.capacity))
 
     def _rows_on(self, device: torch.device, rows: Tensor) -> Tensor:
         """Stored samples by flat index, rows [R] -> [R, *S] on a device."""

@@ -47,7 +47,6 @@ def global_mean(parts: Sequence[tuple[Tensor, Tensor]], group: ProcessGroup | No
     Returns:
         [sum of all K, T], T = 1 for sums [K]; 0 where there is no mass.
     """
-    sums = torch.cat([total.reshape(len(total), -1) for total, _ in parts])  # [K, T]
-    masses = torch.cat([mass.reshape(len(mass), 1) for _, mass in parts])  # [K, 1]
-    reduced = global_sum(torch.cat([sums, masses], dim=1), group)
-    return reduced[:, :-1] / reduced[:, -1:].clamp(min=torch.finfo(reduced.dtype).tiny)
+    reduced = torch.cat([torch.cat([x.view(len(x), -1) for x in part], dim=1) for part in parts])  # [K, T + 1]
+    sums, mass = global_sum(reduced, group).split_with_sizes((reduced.shape[1] - 1, 1), dim=1)
+    return sums / mass.clamp(min=torch.finfo(reduced.dtype).tiny)

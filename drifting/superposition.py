@@ -19,7 +19,7 @@ from torch import Tensor
 
 from drifting.fields import Coupling
 from drifting.native import kernels as native
-from drifting.problems import Block, ProblemGroup
+from drifting.problems import Block, ProblemGroup, joined, part
 
 
 class Kept(Protocol):
@@ -33,8 +33,8 @@ class Kept(Protocol):
         """|V_tau|^2 [b, G, T] of some problems, all of whose couplings have been taken."""
         ...
 
-    def total(self, weights: Sequence[Tensor]) -> Tensor:
-        """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
+    def total(self, weight: Tensor) -> Tensor:
+        """sum_tau w_tau V_tau, [B, G, D], for weights [B, 1|G, T]. What was kept is used up."""
         ...
 
 
@@ -46,16 +46,15 @@ def displacement(coupling: Coupling, block: Block, out: Tensor) -> Tensor:
     return out
 
 
-def superpose(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """sum_t w_t x_t, written to the first; T of x [b, G, L], contiguous, and of w [b, 1|G, 1]."""
+def superpose(parts: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """sum_t w_t x_t, written to the first; T of x [b, G, L], contiguous, and w [b, 1|G, T]."""
     total = parts[0]
     if native.usable(total):
-        rows = weights[0].numel()
-        native.superpose([part.view(rows, -1) for part in parts], torch.stack(list(weights)), total.view(rows, -1))
+        native.superpose(parts, weight.contiguous(), total)
         return total
-    total *= weights[0]
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
-        total.addcmul_(part, weight)
+    total *= weight[..., :1]
+    for t, part_t in enumerate(parts[1:], start=1):
+        total.addcmul_(part_t, weight[..., t : t + 1])
     return total
 
 
@@ -87,11 +86,11 @@ class KeptDrifts:
         norms, self._norms = self._norms, []
         return torch.stack(norms, dim=-1).square_()
 
-    def total(self, weights: Sequence[Tensor]) -> Tensor:
-        """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
+    def total(self, weight: Tensor) -> Tensor:
+        """sum_tau w_tau V_tau, [B, G, D], for weights [B, 1|G, T]. What was kept is used up."""
         drifts, self.drifts = self.drifts, []
         for rows in self.group.row_slices():
-            superpose([drift[rows] for drift in drifts], [weight[rows] for weight in weights])
+            superpose([part(drift, rows) for drift in drifts], part(weight, rows))
         return drifts[0]
 
 
@@ -100,20 +99,20 @@ class _Coefficients:
 
     def __init__(self, group: ProblemGroup, num_temperatures: int) -> None:
         self.group = group
-        shape = (len(group), group.num_gen, group.num_refs)
-        self.coefficients = [group.empty(*shape) for _ in range(num_temperatures)]
+        shape = len(group), group.num_gen, group.num_refs
+        self.coefficients = group.empty(num_temperatures, *shape).unbind()
 
     def add(self, rows: slice, k: int, coupling: Coupling) -> None:
         """Take the coupling of some problems at the k-th temperature."""
-        self.coefficients[k][rows].copy_(coupling.coefficients)
+        part(self.coefficients[k], rows).copy_(coupling.coefficients)
 
-    def total(self, weights: Sequence[Tensor]) -> Tensor:
-        """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
+    def total(self, weight: Tensor) -> Tensor:
+        """sum_tau w_tau V_tau, [B, G, D], for weights [B, 1|G, T]. What was kept is used up."""
         drift = self.group.empty(len(self.group), self.group.num_gen, self.group.width)
         for rows in self.group.row_slices():
-            total = superpose([kept[rows] for kept in self.coefficients], [weight[rows] for weight in weights])
-            self._displace(total, rows, drift[rows])
-        self.coefficients = []
+            total = superpose([part(kept, rows) for kept in self.coefficients], part(weight, rows))
+            self._displace(total, rows, part(drift, rows))
+        self.coefficients = ()
         return drift
 
     def _displace(self, coefficients: Tensor, rows: slice, out: Tensor) -> None:
@@ -136,20 +135,20 @@ class KeptCoefficients(_Coefficients):
     def add(self, rows: slice, k: int, coupling: Coupling) -> None:
         """Take the coupling of some problems at the k-th temperature."""
         super().add(rows, k, coupling)
-        own = self.coefficients[k][rows]
+        own = part(self.coefficients[k], rows)
         if not coupling.balanced:
             # y_i - x_i = 0: what the self pair gets moves nothing, and makes the row sum to zero.
             own[..., : self.group.num_gen].diagonal(dim1=-2, dim2=-1).sub_(own.sum(-1))
 
     def squares(self, rows: slice) -> Tensor:
         """|V_tau|^2 [b, G, T] of some problems, all of whose couplings have been taken."""
-        gram, parts = self.gram[rows], [kept[rows] for kept in self.coefficients]
+        gram, parts = part(self.gram, rows), [part(kept, rows) for kept in self.coefficients]
         return torch.stack([torch.bmm(own, gram).mul_(own).sum(-1) for own in parts], dim=-1).clamp_(min=0)
 
-    def total(self, weights: Sequence[Tensor]) -> Tensor:
-        """sum_tau w_tau V_tau, [B, G, D], for T weights [B, 1|G, 1]. What was kept is used up."""
+    def total(self, weight: Tensor) -> Tensor:
+        """sum_tau w_tau V_tau, [B, G, D], for weights [B, 1|G, T]. What was kept is used up."""
         del self.gram
-        return super().total(weights)
+        return super().total(weight)
 
     def _displace(self, coefficients: Tensor, rows: slice, out: Tensor) -> None:
         torch.bmm(coefficients, self.group.block(rows).refs, out=out)
@@ -160,13 +159,14 @@ class KeptForSmall(_Coefficients):
 
     def squares(self, rows: slice) -> Tensor:
         """|V_tau|^2 [b, G, T] of some problems, all of whose couplings have been taken."""
-        parts = [kept[rows] for kept in self.coefficients]
-        squares = [
-            native.squared_displacements_of_small([part[here] for part in parts], gen, blocks)
-            for here, gen, blocks in self.group.pieces(rows)
-        ]
-        return squares[0] if len(squares) == 1 else torch.cat(squares)
+        kept = [part(each, rows) for each in self.coefficients]
+        return joined(
+            [
+                native.squared_displacements_of_small([part(each, here) for each in kept], gen, blocks)
+                for here, gen, blocks in self.group.pieces(rows)
+            ]
+        )
 
     def _displace(self, coefficients: Tensor, rows: slice, out: Tensor) -> None:
         for here, gen, blocks in self.group.pieces(rows):
-            native.displacement_of_small(coefficients[here], gen, blocks, out=out[here])
+            native.displacement_of_small(part(coefficients, here), gen, blocks, out=part(out, here))

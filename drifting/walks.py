@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 
 from drifting.distances import distance_of_small, mean_distance_of_samples, pairwise_distance
 from drifting.fields import Contact, Coupling, Field, couplings
-from drifting.problems import ProblemGroup, Problems
+from drifting.problems import ProblemGroup, Problems, joined, part
 from drifting.scales import Extent
 from drifting.superposition import Kept, KeptCoefficients, KeptDrifts, KeptForSmall, gram_saves
 
@@ -62,29 +62,30 @@ class GroupWalk:
         if not group.is_small and gram_saves(group, num_temperatures):
             self.gram = group.empty(len(group), group.num_refs, group.num_refs)
         self.distance = group.empty(len(group), group.num_gen, group.num_refs)
-        self.unit = torch.ones((), dtype=group.dtype, device=group.device).expand(len(group), 1, 1)
+        if not normalization.features:
+            self.unit = torch.ones((), dtype=group.dtype, device=group.device).expand(len(group), 1, 1)
 
     def distances(self) -> tuple[Tensor, Tensor]:
         """First walk; returns sum and mass of each set's mean distance (Eq. 18-21), [K] and [K]."""
         group = self.group
-        shape = (len(group), group.num_gen)
-        row_sum, sample_scale = group.empty(*shape), group.empty(*shape)
+        row_sums: list[Tensor] = []  # of blocks [b, G]
+        sample_scales: list[Tensor] = []
         for rows in group.row_slices():
-            distance = self.distance[rows]
+            distance = part(self.distance, rows)
             if group.is_small:
-                row_sum[rows] = distance_of_small(group, rows, out=distance)
+                row_sums.append(distance_of_small(group, rows, out=distance))
             else:
                 block = group.block(rows, find_centre=True)
                 gram = None if self.gram is None else torch.bmm(block.refs, block.refs.mT, out=self.gram[rows])
-                row_sum[rows] = pairwise_distance(block, gram, out=distance)
+                row_sums.append(pairwise_distance(block, gram, out=distance))
             if self.normalization.feature_extent is Extent.SAMPLE:
-                sample_scale[rows] = mean_distance_of_samples(distance, group.columns(rows))
-        problem_sum, problem_mass = row_sum.sum(1), group.weight.sum(1) * group.num_gen  # [B]
+                sample_scales.append(mean_distance_of_samples(distance, group.columns(rows)))
+        problem_sum, problem_mass = joined(row_sums).sum(1), group.weight.sum(1) * group.num_gen  # [B]
         match self.normalization.feature_extent:
             case Extent.PROBLEM:
                 self._set_unit((problem_sum / problem_mass)[:, None, None])
             case Extent.SAMPLE:
-                self._set_unit(sample_scale[:, :, None])
+                self._set_unit(joined(sample_scales)[:, :, None])
         return group.sum_over_sets(problem_sum), group.sum_over_sets(problem_mass)
 
     def set_scale(self, scale: Tensor) -> None:
@@ -103,7 +104,7 @@ class GroupWalk:
     ) -> tuple[Tensor, Tensor]:
         """Second walk; returns sum and count of each set's squared drifts (Eq. 23-25), [K, T] and [K, 1]."""
         group = self.group
-        self.square = group.empty(len(group), group.num_gen, len(temperatures))  # |V_tau|^2 in scaled coordinates
+        squares: list[Tensor] = []  # of blocks [b, G, T]
         self.contacts: list[list[Contact]] = [[] for _ in temperatures]
         for rows in group.row_slices():
             distance, columns = self.normalized_distance(rows), group.columns(rows)
@@ -112,16 +113,16 @@ class GroupWalk:
                     self.kept = self._choose_kept(coupling, len(temperatures))
                 self.kept.add(rows, k, coupling)
                 self.contacts[k] += [] if coupling.contact is None else [coupling.contact]
-            self.square[rows] = self.kept.squares(rows)
+            squares.append(self.kept.squares(rows))
         del self.distance, self.gram
-        self.square /= self.unit.square()
+        self.square = joined(squares).div_(self.unit.square())  # |V_tau|^2 in scaled coordinates, [B, G, T]
         count = self.scale.new_tensor(group.sizes).mul_(group.num_gen * group.width)
         return group.sum_over_sets(self.square.sum(1)), count[:, None]
 
     def normalized_distance(self, rows: slice) -> Tensor:
         """Distances of some problems in the unit of the temperatures, [b, G, M]; to be asked for once."""
-        distance = self.distance[rows]
-        return distance.div_(self.distance_unit[rows]) if self.normalization.features else distance
+        distance = part(self.distance, rows)
+        return distance.div_(part(self.distance_unit, rows)) if self.normalization.features else distance
 
     def _choose_kept(self, coupling: Coupling, num_temperatures: int) -> Kept:
         if self.group.is_small:
@@ -134,8 +135,7 @@ class GroupWalk:
         """Third walk, given the mean square of each set's drifts, [K, T]; K drifts."""
         group = self.group
         mean_square = mean_square.to(group.dtype)
-        weight = gain / self.unit  # [B, 1|G, 1]
-        weights = [weight] * self.square.shape[-1]
+        weight = gain / self.unit.expand(-1, -1, self.square.shape[-1])  # [B, 1|G, T]
         if self.normalization.drift:
             match self.normalization.drift_extent:
                 case Extent.BATCH:
@@ -144,9 +144,8 @@ class GroupWalk:
                     own = self.square.mean(1, keepdim=True) / group.width
                 case Extent.SAMPLE:
                     own = self.square / group.width
-            rms = own.clamp(min=SMALLEST_DRIFT_MEAN_SQUARE).sqrt()
-            weights = list(torch.split(weight / rms, 1, dim=-1))
-        total = self.kept.total(weights)
+            weight = weight / own.clamp(min=SMALLEST_DRIFT_MEAN_SQUARE).sqrt()
+        total = self.kept.total(weight)
         contacts = [self._contact_of_sets(parts) for parts in self.contacts if parts]  # T of K
         parts = zip(total.split_with_sizes(group.sizes), self.unit.split_with_sizes(group.sizes), strict=True)
         return [

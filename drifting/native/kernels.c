@@ -176,21 +176,21 @@ int mean_shift(ptrdiff_t first, ptrdiff_t last, const float *distance, const flo
     return 1;
 }
 
-/* total = sum_t weights[t, b] parts[t][b, :], for `length` floats a problem; `total` may be parts[0]. */
+/* total = sum_t weights[b, t] parts[t][b, :], for `length` floats a row; `total` may be parts[0]. */
 void superpose(ptrdiff_t first, ptrdiff_t last, const float *const *parts, const float *weights, float *total,
-               ptrdiff_t num_parts, ptrdiff_t problems, ptrdiff_t length)
+               ptrdiff_t num_parts, ptrdiff_t length)
 {
     for (ptrdiff_t b = first; b < last; b++)
         for (ptrdiff_t begin = 0; begin < length; begin += 1024) { /* a stretch that stays in the cache */
             ptrdiff_t end = begin + 1024 < length ? begin + 1024 : length;
             float *out = total + b * length;
             const float *x = parts[0] + b * length;
-            float w = weights[b];
+            float w = weights[b * num_parts];
             for (ptrdiff_t k = begin; k < end; k++)
                 out[k] = w * x[k];
             for (ptrdiff_t t = 1; t < num_parts; t++) {
                 x = parts[t] + b * length;
-                w = weights[t * problems + b];
+                w = weights[b * num_parts + t];
                 for (ptrdiff_t k = begin; k < end; k++)
                     out[k] += w * x[k];
             }

@@ -22,7 +22,7 @@ _SIGNATURES = {
     "centre_samples": (None, (_array,) * 4 + (_size,) * 4),
     "distances": (None, (_array, _size) * 3 + (_array,) * 3 + (_size,) * 2 + (_float, _int)),
     "mean_shift": (_int, (_array,) * 6 + (_size,) * 3 + (_float,) * 4 + (_int, _float)),
-    "superpose": (None, (_array,) * 3 + (_size,) * 3),
+    "superpose": (None, (_array,) * 3 + (_size,) * 2),
     "mean_shift_of_small": (
         _int,
         (_array,) * 3 + (_size,) + (_array,) * 3 + (_size,) * 3 + (_float,) * 3 + (_int, _float),
@@ -92,7 +92,7 @@ def mean_shift(
 ) -> MeanShiftCoupling | None:
     """Mean shift of distances [b, G, M] with reference weights [b, M]; None where a problem's sums underflow."""
     problems, num_gen, num_refs = distance.shape
-    found = _empty_coupling(distance)
+    (found,) = _empty_couplings(distance, 1)
     columns = distance.new_empty(problems, num_refs)
     arrays = distance, weight, found.coefficients, found.mass, found.on_floor, columns
     settings = temperature, floor, attraction, repulsion, mask_self, SMALLEST_SUM
@@ -113,7 +113,7 @@ def mean_shift_of_small(
 ) -> list[MeanShiftCoupling] | None:
     """The same at every temperature, for many problems of few references."""
     problems, num_gen, num_refs = distance.shape
-    found = [_empty_coupling(distance) for _ in temperatures]
+    found = _empty_couplings(distance, len(temperatures))
     outputs = [_addresses(parts) for parts in zip(*((c.coefficients, c.mass, c.on_floor) for c in found), strict=True)]
     kernel = (_float * len(temperatures))(*temperatures), len(temperatures)
     settings = floor, attraction, repulsion, mask_self, SMALLEST_SUM
@@ -123,18 +123,18 @@ def mean_shift_of_small(
     return found if all(done) else None
 
 
-def _empty_coupling(distance: Tensor) -> MeanShiftCoupling:
-    problems, num_gen, _ = distance.shape
-    return MeanShiftCoupling(
-        coefficients=torch.empty_like(distance),
-        mass=distance.new_empty(problems, num_gen, 2),
-        on_floor=distance.new_empty(problems),
-    )
+def _empty_couplings(distance: Tensor, count: int) -> list[MeanShiftCoupling]:
+    problems, num_gen, num_refs = distance.shape
+    shapes = (problems, num_gen, num_refs), (problems, num_gen, 2), (problems,)
+    return [
+        MeanShiftCoupling(*each) for each in zip(*(distance.new_empty(count, *s).unbind() for s in shapes), strict=True)
+    ]
 
 
-def superpose(parts: Sequence[Tensor], weights: Tensor, total: Tensor) -> None:
-    """total = sum_t weights[t] parts[t], over rows; T of [R, L], weights [T, R], total [R, L]; it may be parts[0]."""
-    _run("superpose", len(total), _addresses(parts), weights, total, len(parts), *total.shape)
+def superpose(parts: Sequence[Tensor], weight: Tensor, total: Tensor) -> None:
+    """total = sum_t w_t x_t; T of x [b, G, L], w [b, 1|G, T], total [b, G, L]; it may be the first x."""
+    rows = weight.shape[0] * weight.shape[1]
+    _run("superpose", rows, _addresses(parts), weight, total, len(parts), total.numel() // rows)
 
 
 def distances_of_small(
