@@ -196,6 +196,10 @@ class FrozenTargetLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
         """grad_loss [B] -> gradient [B, G, D] in the samples' type."""
+        if torch._C._functorch.is_legacy_batchedtensor(grad_loss):
+            raise RuntimeError(
+                "the drifting loss takes one gradient at a time, not is_grads_batched=True: ask for them in a loop"
+            )
         (unit,) = ctx.saved_tensors  # type: ignore[attr-defined]
         drift, dtype, once = ctx.drift, ctx.gen_dtype, not _graph_is_kept()  # type: ignore[attr-defined]
         if once:

@@ -294,6 +294,13 @@ def test_a_compiled_step_leaves_the_loss_as_it_is(threads):
     assert graphs.op_count <= 2 * 4
 
 
+def test_batched_gradients_are_refused():
+    gen = torch.randn(3, 4, 5, requires_grad=True)
+    losses = DriftLoss().terms(gen, torch.randn(3, 6, 5)).loss
+    with pytest.raises(RuntimeError, match=r"one gradient at a time, not is_grads_batched=True"):
+        torch.autograd.grad(losses, gen, torch.eye(3), is_grads_batched=True)
+
+
 # Settings of the process, and threads.
 
 
