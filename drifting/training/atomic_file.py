@@ -1,6 +1,7 @@
 """Files that are either the old version or the new one, whatever kills the process or the machine in between."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,14 +30,31 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def replace_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 in place of `path`, by `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in `folder` to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def discard(path: Path) -> None:
+    """Delete a file, or a folder so that a kill leaves no half of it under its name."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    hidden = path if path.name.startswith(".") else temporary_name(path.with_name(f"{path.name}.old"))
+    if hidden != path:
+        shutil.rmtree(hidden, ignore_errors=True)
+        path.rename(hidden)
+    shutil.rmtree(hidden)

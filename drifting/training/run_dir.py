@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from drifting.training.atomic_file import replace_text
 from drifting.training.config import RunConfig, Schema, typed
 from drifting.training.errors import ConfigError, RunDirError
+from drifting.training.ranks import on_first_rank
 
 RESOLVED, ENVIRONMENT, LOCK = "resolved.yaml", "environment.json", ".lock"
 
@@ -29,11 +30,17 @@ LOCATION = "run.root"
 def open_run(run: RunConfig, config: object, *, free: str | None = None) -> Path:
     """Make `<run.root>/<run.name>` for the root dataclass `config`, or continue it; locked until this process ends.
 
-    `free` names a section that may differ when a run is continued, as it does not touch what is trained.
+    `free` names a section that may differ when a run is continued, as it does not touch what is trained. With many
+    ranks rank 0 does it, and every rank returns when it is done; a collective call.
 
     Raises RunDirError, and changes nothing, if the folder holds other files, another configuration, or another process.
     """
     run_dir = Path(run.root) / run.name
+    on_first_rank(lambda: _open(run_dir, config, free), RunDirError)
+    return run_dir
+
+
+def _open(run_dir: Path, config: object, free: str | None) -> None:
     saved = run_dir / RESOLVED
     if not saved.exists() and run_dir.exists():
         _refuse_foreign(run_dir)
@@ -45,7 +52,6 @@ def open_run(run: RunConfig, config: object, *, free: str | None = None) -> Path
     else:
         replace_text(saved, text)
     _record_environment(run_dir / ENVIRONMENT)
-    return run_dir
 
 
 def load_config(run_dir: Path, schema: type[Schema]) -> Schema:

@@ -125,15 +125,17 @@ def test_commands_refuse_what_is_no_run(tmp_path):
         SampleConfig(run="x", alpha=0.5)
 
 
-def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(tmp_path, monkeypatch):
+def test_a_truncated_checkpoint_is_named_and_the_one_before_it_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "report", lambda *_: None)
     train.main.__wrapped__(small_config(tmp_path))
     newest = tmp_path / "small" / "checkpoints" / "step_00000004.pt"
+    whole = read_checkpoint(newest).entries
     newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"step_00000004\.pt"):
-        train.main.__wrapped__(small_config(tmp_path))
-    assert newest.exists()
-    assert (newest.parent / "step_00000002.pt").exists()
+    train.main.__wrapped__(small_config(tmp_path))
+    said = capsys.readouterr().err
+    assert "step_00000004.pt is truncated" in said
+    assert "continues from step_00000002.pt" in said
+    assert same(read_checkpoint(newest).entries, whole)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import resource
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,22 +115,66 @@ def test_one_entry_is_loaded_for_sampling(tmp_path):
         (lambda raw: sign(b"PK nonsense"), "holds something else than tensors and primitives"),
     ],
 )
-def test_damaged_file_is_refused_with_the_way_out(tmp_path, damage, said):
+def test_damaged_newest_is_said_and_set_aside_and_the_one_before_restored(tmp_path, capsys, damage, said):
     run = Run(tmp_path, steps=1)
     run.checkpoint.save(1)
-    run.train(1)
-    path = run.checkpoint.save(2)
+    saved = run.everything()
+    run.train(2)
+    path = run.checkpoint.save(3)
     path.write_bytes(damage(path.read_bytes()))
     other = Run(tmp_path, seed=1)
     before = other.everything()
-    with pytest.raises(CheckpointError) as raised:
-        other.checkpoint.load_latest()
+    with pytest.raises(CheckpointError) as raised:  # an older one never stands in for what is sampled
+        load_entries(tmp_path, net=other.net)
     assert said in str(raised.value)
-    assert str(path) in str(raised.value)
     assert "Delete it to continue from step 1 (step_00000001.pt)" in str(raised.value)
     assert_same(other.everything(), before)
-    path.unlink()
     assert other.checkpoint.load_latest() == 1
+    assert_same(other.everything(), saved)
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"WARNING: {path} ")
+    assert said in warning
+    assert "It is kept as step_00000003.pt.damaged. The run continues from step_00000001.pt; steps" in warning
+    assert warning.endswith("trained again: 2.\n")
+    assert load_entries(tmp_path, net=other.net) == 1
+    other.checkpoint.save(3)
+    assert sorted(found.name for found in path.parent.iterdir()) == [
+        "step_00000001.pt",
+        "step_00000003.pt",
+        "step_00000003.pt.damaged",
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_no_whole_checkpoint_is_refused_with_the_way_out(tmp_path, count):
+    run = Run(tmp_path)
+    paths = [run.checkpoint.save(step) for step in range(1, count + 1)]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-1])
+    other = Run(tmp_path, seed=1)
+    before = other.everything()
+    which = "it" if count == 1 else "them"
+    with pytest.raises(CheckpointError, match=f"No earlier checkpoint exists: delete {which} to start from step 0"):
+        other.checkpoint.load_latest()
+    assert_same(other.everything(), before)
+    assert all(path.exists() for path in paths)
+
+
+def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    run.checkpoint.save(1)
+    newest = run.checkpoint.save(2)
+    original = Path.open
+
+    def forbidden(self, *args, **kwargs):
+        if self == newest:
+            raise PermissionError(13, "Permission denied")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(CheckpointError, match=r"Permission denied\. Allow this user to read it"):
+        run.checkpoint.load_latest()
+    assert newest.exists()
 
 
 def test_every_flipped_byte_is_noticed(tmp_path):
@@ -145,6 +190,8 @@ def test_every_flipped_byte_is_noticed(tmp_path):
 def test_what_a_killed_save_left_is_removed_at_the_start(tmp_path):
     good = Run(tmp_path).checkpoint.save(1)
     (good.parent / ".step_00000002.pt.tmp").write_bytes(b"half")
+    (good.parent / ".step_00000003.tmp").mkdir()  # of many ranks
+    (good.parent / ".step_00000003.tmp" / "rank_00001.pt").write_bytes(b"half")
     (good.parent / "notes.txt").touch()
     Run(tmp_path)
     assert sorted(path.name for path in good.parent.iterdir()) == ["notes.txt", "step_00000001.pt"]
@@ -279,3 +326,60 @@ def test_failing_fsync_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="No space left on device"):
         run.checkpoint.save(2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001.pt"]
+
+
+def slow_disk(monkeypatch, seconds):
+    """Every save takes this long before its file has its name."""
+    replace = Path.replace
+
+    def slowly(source, target):
+        time.sleep(seconds)
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", slowly)
+
+
+def test_background_save_holds_what_was_there_when_it_was_called(tmp_path, monkeypatch):
+    slow_disk(monkeypatch, 0.3)
+    run = Run(tmp_path, steps=1)
+    with run.checkpoint.in_background():
+        began = time.monotonic()
+        path = run.checkpoint.save(1)
+        stalled = time.monotonic() - began
+        saved = run.everything()
+        run.train(5)
+        assert not path.exists()
+        run.checkpoint.save(6)  # waits for the first
+        assert path.exists()
+        later = run.everything()
+    assert time.monotonic() - began > 0.6
+    assert stalled < 0.2
+    other = Run(tmp_path, seed=1)
+    assert other.checkpoint.load_latest() == 6
+    assert_same(other.everything(), later)
+    checkpoint_path(tmp_path, 6).unlink()
+    assert other.checkpoint.load_latest() == 1
+    assert_same(other.everything(), saved)
+
+
+def test_background_save_that_fails_is_raised_by_the_next_and_loses_nothing(tmp_path, monkeypatch, capsys):
+    run = Run(tmp_path)
+    run.checkpoint.save(1)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    for ending in ("save", "wait", "block", "failed block"):
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", full)
+            error, match = (KeyError, "bug") if ending == "failed block" else (CheckpointError, "No space left")
+            with pytest.raises(error, match=match), run.checkpoint.in_background():
+                run.checkpoint.save(2)
+                if ending == "failed block":
+                    raise KeyError("bug")
+                if ending != "block":
+                    getattr(run.checkpoint, ending)(*[3][: ending == "save"])
+                    raise AssertionError("not raised")
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001.pt"]
+    assert "error: cannot write" in capsys.readouterr().err
+    assert run.checkpoint.save(2).exists()  # written before it returns again
