@@ -15,12 +15,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from drifting.training.atomic_file import replace_text
 from drifting.training.errors import RunDirError
+from drifting.training.trackers import Tracker, open_tracker
 
 # Seconds between two plain lines, so that a batch job's output stays readable.
 LINE_SECONDS = 10.0
@@ -32,12 +34,22 @@ class MetricsLog:
     Each line of metrics.jsonl is one object: "step", "seconds" of training including earlier starts, then the figures
     (null for NaN and infinities, which JSON does not have). `start` is the step that the run continues from: what an
     earlier process logged beyond it is dropped, so that a continued run's log is that of one never stopped.
+    A `tracker` gets the same figures and is finished with the log.
     """
 
-    def __init__(self, run_dir: Path, *, total: int, start: int = 0, show: Sequence[str] = ("drift_rms",)) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        total: int,
+        start: int = 0,
+        show: Sequence[str] = ("drift_rms",),
+        tracker: Tracker | None = None,
+    ) -> None:
         self._path = run_dir / "metrics.jsonl"
         self._total = total
         self._show = tuple(show)
+        self._tracker = tracker
         self._earlier_seconds = _rewind(self._path, start)
         self._began = time.monotonic()
         self._last_line = -math.inf
@@ -53,14 +65,16 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(failed=kind is not None)
 
-    def close(self) -> None:
-        """Flush and close the files and the bar."""
+    def close(self, *, failed: bool = False) -> None:
+        """Flush and close the files, the bar and the tracker, which is told whether the run failed."""
         self._file.close()
         self.tensorboard.close()  # type: ignore[no-untyped-call]
         if self._bar is not None:
             self._bar.close()
+        if self._tracker is not None:
+            self._tracker.finish(failed=failed)
 
     def write(self, step: int, figures: Mapping[str, float | Tensor]) -> None:
         """Log scalars after `step` steps; tensors, of shape () on any device, are fetched together in one transfer.
@@ -72,8 +86,11 @@ class MetricsLog:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **finite}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self.tensorboard.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        # One event for all: with hundreds of figures, one each would take longer than a small step.
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self.tensorboard.file_writer.add_summary(summary, step)  # type: ignore[union-attr,attr-defined]
+        if self._tracker is not None:
+            self._tracker.log(step, values)
         self._display(step, seconds, {name: f"{values[name]:.4g}" for name in self._show if name in values})
 
     def _display(self, step: int, seconds: float, shown: dict[str, str]) -> None:
@@ -87,6 +104,54 @@ class MetricsLog:
             text = "".join(f"  {name} {value}" for name, value in shown.items())
             sys.stderr.write(f"step {step}/{self._total}  {seconds:.0f} s{text}\n")
             sys.stderr.flush()
+
+
+class SilentLog:
+    """The log of the ranks that do not write: the interface of `MetricsLog`, without files, bar or lines."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def close(self, *, failed: bool = False) -> None:
+        """Nothing is open."""
+
+    def write(self, step: int, figures: Mapping[str, float | Tensor]) -> None:
+        """Nothing is written or fetched."""
+
+
+def open_log(
+    run_dir: Path,
+    *,
+    total: int,
+    start: int = 0,
+    show: Sequence[str] = ("drift_rms",),
+    main: bool = True,
+    tracker: str = "none",
+    project: str = "drifting",
+    config: Mapping[str, Any] | None = None,
+) -> MetricsLog | SilentLog:
+    """The log of a run on the `main` rank, which alone writes, and one that does nothing on the others.
+
+    Args:
+        run_dir: of the run.
+        total: steps of the run.
+        start: step that the run continues from.
+        show: figures of the progress bar.
+        main: whether this rank writes.
+        tracker: none, wandb or trackio.
+        project: of the tracker.
+        config: of the run, for the tracker; primitives, nested.
+
+    Raises:
+        ConfigError: an unknown tracker, or one that is not installed; on the main rank.
+    """
+    if not main:
+        return SilentLog()
+    opened = open_tracker(tracker, run_dir, project=project, config=config)
+    return MetricsLog(run_dir, total=total, start=start, show=show, tracker=opened)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
