@@ -6,7 +6,15 @@ from pathlib import Path
 from domains.imagenet.generator import DiTGenerator, GeneratorConfig
 from domains.imagenet.mlp_generator import MlpConfig, MlpGenerator
 from drifting import DriftLoss, GuidanceRange, MeanShift, Sinkhorn
-from drifting.training.config import CheckpointConfig, EmaConfig, LogConfig, OptimConfig, RunConfig, require
+from drifting.training.config import (
+    CheckpointConfig,
+    EmaConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+    require,
+)
 
 OneStepGenerator = DiTGenerator | MlpGenerator
 """(noise [K, C, H, W], labels [K], alpha [K]) -> samples [K, C, H, W]."""
@@ -98,13 +106,20 @@ class GuidanceSection:
 
 @dataclass
 class QueueSection:
-    """Real samples kept for each class and for all classes together, and pushed per step (paper A.8)."""
+    """Real samples kept for each class and for all classes together, and pushed per step (paper A.8).
+
+    `owner` "run": every rank keeps the same queues and a run is the same on any number of ranks; each rank reads all
+    data. "rank", the authors' dynamics with a rank for their host: every rank fills queues of its own with
+    `push_per_step` images of its own per step, and its classes are those of images that it has just pushed.
+    """
 
     per_class: int = 128
     unconditional: int = 1000
     push_per_step: int = 64
+    owner: str = "run"
 
     def __post_init__(self) -> None:
+        require(self.owner in ("run", "rank"), "queue.owner", "run or rank", self.owner)
         for name in ("per_class", "unconditional", "push_per_step"):
             require(getattr(self, name) >= 1, f"queue.{name}", "at least 1", getattr(self, name))
 
@@ -140,6 +155,7 @@ class ImagenetConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     eval: EvalSection = field(default_factory=EvalSection)
 
     def __post_init__(self) -> None:

@@ -10,19 +10,30 @@ import torch
 
 from domains.imagenet.config import CONFIGS
 from domains.imagenet.digits import digits_splits
-from domains.imagenet.mae import MaeConfig, MaskedAutoencoder
+from domains.imagenet.mae import MaeConfig, MaskedAutoencoder, random_patch_mask
 from domains.imagenet.real_samples import ShuffledEpochs
 from drifting.training.checkpoint import Checkpoint, load_average
 from drifting.training.command_line import command
-from drifting.training.config import CheckpointConfig, EmaConfig, LogConfig, OptimConfig, RunConfig, require
+from drifting.training.config import (
+    CheckpointConfig,
+    EmaConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+    require,
+)
+from drifting.training.draws import stream
 from drifting.training.ema import Ema
-from drifting.training.errors import TrainingError
+from drifting.training.errors import ConfigError, TrainingError
 from drifting.training.launch import prepare
-from drifting.training.metrics_log import MetricsLog
+from drifting.training.metrics_log import open_log
 from drifting.training.optimizer import build_optimizer, optimizer_step
+from drifting.training.parallelize import parallelize
 from drifting.training.random import seed_everything
 from drifting.training.run_dir import load_config, open_run
 from drifting.training.state import TrainState, every
+from drifting.training.stop import StopRequest
 
 
 @dataclass
@@ -39,6 +50,7 @@ class MaeTrainingConfig:
     ema: EmaConfig = field(default_factory=lambda: EmaConfig(decays=[0.9995]))
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     batch: int = 8192
     classification_steps: int = 0
     classification_weight: float = 0.1
@@ -61,12 +73,15 @@ class MaeTrainingConfig:
 @command(MaeTrainingConfig, "mae", configs=CONFIGS)
 def main(config: MaeTrainingConfig) -> None:
     """Train, checkpoint, and report held-out reconstruction."""
-    device = prepare(config.run)
+    world = prepare(config.run, config.parallel)
+    refuse_sharing(config.parallel)
+    own, weight = world.own(config.batch, "batch"), world.weight(config.batch)
     run_dir = open_run(config.run, config)
     seed_everything(config.run.seed)
     splits = digits_splits()
-    mae = MaskedAutoencoder(config.mae).to(device)
+    mae = MaskedAutoencoder(config.mae).to(world.device)
     ema = Ema(mae, config.ema.decays, warmup=config.ema.warmup)
+    model = parallelize(mae, world, config.parallel, copies=ema.models)
     optimizer = build_optimizer(mae, config.optim)
     epochs = ShuffledEpochs(len(splits.train), config.run.seed)
     state = TrainState()
@@ -76,27 +91,54 @@ def main(config: MaeTrainingConfig) -> None:
     checkpoint.load_latest()
 
     steps = config.run.steps
-    with MetricsLog(run_dir, total=steps, start=state.step, show=["reconstruction", "accuracy"]) as log:
+    log = open_log(run_dir, total=steps, start=state.step, main=world.is_main, show=["reconstruction", "accuracy"])
+    with StopRequest() as stop, log, checkpoint.in_background():
         while state.step < steps:
-            batch = splits.train.subset(epochs.take(config.batch))
-            weight = config.weight_at(state.step)
-            labels = batch.labels.to(device) if config.mae.num_classes else None
-            terms = mae(batch.images.to(device), labels, classification_weight=weight)
-            grad_norm = optimizer_step(
-                terms.loss.mean(), mae, optimizer, config.optim, step=state.step, total_steps=steps
+            batch = splits.train.subset(epochs.take(config.batch)[own])
+            images = batch.images.to(world.device)
+            terms = model(
+                images,
+                batch.labels.to(world.device) if config.mae.num_classes else None,
+                classification_weight=config.weight_at(state.step),
+                mask=draw_mask(config, state.step, images)[own],
             )
+            loss = terms.loss.mean() * weight
+            grad_norm = optimizer_step(loss, mae, optimizer, config.optim, step=state.step, total_steps=steps)
             ema.update(mae)
             state.step += 1
             if every(config.log.every, state.step, last=steps):
-                figures = {"reconstruction": terms.reconstruction.mean(), "grad_norm": grad_norm}
+                figures = {"reconstruction": terms.reconstruction.mean()}
                 if terms.correct is not None:
                     figures["accuracy"] = terms.correct.float().mean()
-                log.write(state.step, figures)
-            if every(config.checkpoint.every, state.step, last=steps):
+                log.write(state.step, world.mean(figures, weight) | {"grad_norm": grad_norm})
+            stopping = stop.requested()
+            if stopping or every(config.checkpoint.every, state.step, last=steps):
                 checkpoint.save(state.step)
+            if stopping:
+                break
+    if state.step < steps:
+        world.finish()
+        stop.announce(run_dir, step=state.step, total=steps)
+        return
 
-    error, baseline = reconstruction_error(ema.model(), splits.validation.images.to(device))
-    print(f"held-out hidden-pixel error {error:.4f}, of predicting the mean image {baseline:.4f}; {run_dir}")
+    error, baseline = reconstruction_error(ema.model(), splits.validation.images.to(world.device))
+    world.say(f"held-out hidden-pixel error {error:.4f}, of predicting the mean image {baseline:.4f}; {run_dir}")
+    world.finish()
+
+
+def refuse_sharing(parallel: ParallelConfig) -> None:
+    """Raise ConfigError for what belongs to drifting problems: an auto-encoder's batch is cut by ranks alone."""
+    for key in ("shard_generated", "parts"):
+        if getattr(parallel, key) != 1:
+            raise ConfigError(f"parallel.{key} must be 1 in pre-training, got {getattr(parallel, key)}")
+
+
+def draw_mask(config: MaeTrainingConfig, step: int, images: torch.Tensor) -> torch.Tensor:
+    """Masks of the whole batch [batch, 1, h, w] of all ranks, the same on each."""
+    sides = [side // config.mae.space_to_depth for side in images.shape[2:]]
+    grid = torch.empty((), device=images.device).expand(config.batch, 1, *sides)
+    source = stream(config.run.seed, "mask", step, device=images.device)
+    return random_patch_mask(grid, config.mae.mask_patch, config.mae.mask_probability, source)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Real samples for the drifting problems: shuffled epochs of a training set pushed through the queues (paper A.8)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,9 +50,16 @@ class ShuffledEpochs:
         self.order, self.position = state["order"].clone(), int(state["position"])
         self.generator.set_state(state["generator"])
 
+    def load_state_dicts(self, states: Sequence[Mapping[str, Any]], *, rank: int, ranks: int) -> None:
+        """Continue on another number of ranks: all follow one order."""
+        self.load_state_dict(states[0])
+
 
 class RealSamples:
     """The class queue and the unconditional queue, filled before the first step and refreshed every step.
+
+    With `ranks` above 1 the queues are this rank's own: of every push each rank takes another part. Otherwise they are
+    the same wherever they are filled with the same seed.
 
     Raises:
         DataError: a class without images, or with fewer than the positives of one problem.
@@ -68,6 +75,8 @@ class RealSamples:
         num_positive: int,
         num_unconditional: int,
         seed: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         held = torch.bincount(data.labels, minlength=num_classes)
         if len(held) > num_classes:
@@ -79,6 +88,8 @@ class RealSamples:
             )
         self.data = data
         self.num_positive, self.num_unconditional = num_positive, num_unconditional
+        self.rank, self.ranks = rank, ranks
+        self.newest_labels = data.labels[:0]  # of the last push
         shape = tuple(data.images.shape[1:])
         self.epochs = ShuffledEpochs(len(data), seed)
         self.positives = SampleQueue(num_classes, per_class, shape, generator=torch.Generator().manual_seed(seed))
@@ -87,23 +98,56 @@ class RealSamples:
             self.push(len(data))
 
     def push(self, n: int) -> None:
-        """Push the next n real samples into both queues."""
-        batch = self.data.subset(self.epochs.take(n))
+        """Push the next n real samples into both queues; with queues of its own, every rank n others."""
+        own = self.epochs.take(n * self.ranks)[n * self.rank : n * (self.rank + 1)]
+        batch = self.data.subset(own)
+        self.newest_labels = batch.labels
         self.positives.push(batch.images, batch.labels)
         self.unconditional.push(batch.images, torch.zeros_like(batch.labels))
 
-    def draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Positives [B, P, C, H, W] of each label and unconditional samples [B, N, C, H, W]."""
+    def draw(self, labels: Tensor, streams: Sequence[torch.Generator] | None = None) -> tuple[Tensor, Tensor]:
+        """Positives [B, P, C, H, W] of each label and unconditional samples [B, N, C, H, W].
+
+        `streams`, one for each label, make every problem's draw its own; None draws from the queues' generators.
+        """
+        unlabelled = torch.zeros_like(labels)
         return (
-            self.positives.sample(labels, self.num_positive),
-            self.unconditional.sample(torch.zeros_like(labels), self.num_unconditional),
+            _draw(self.positives, labels, self.num_positive, streams),
+            _draw(self.unconditional, unlabelled, self.num_unconditional, streams),
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Both queues and the data position."""
-        return {name: getattr(self, name).state_dict() for name in ("epochs", "positives", "unconditional")}
+        """Both queues, the data position, and whose they are."""
+        parts = {name: getattr(self, name).state_dict() for name in ("epochs", "positives", "unconditional")}
+        return parts | {"owner": {"rank": self.rank}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state` was taken."""
         for name in ("epochs", "positives", "unconditional"):
             getattr(self, name).load_state_dict(state[name])
+
+    def load_state_dicts(self, states: Sequence[Mapping[str, Any]], *, rank: int, ranks: int) -> None:
+        """Continue on another number of ranks: queues that are a rank's own are dealt anew (`drifting.dealing`)."""
+        if self.ranks == 1 and len({state["owner"]["rank"] for state in states}) == 1:
+            self.load_state_dict(states[0])
+            return
+        own = {state["owner"]["rank"]: state for state in states}  # ranks that share samples hold the same queues
+        self.epochs.load_state_dict(states[0]["epochs"])
+        for name in ("positives", "unconditional"):
+            saved = [own[number][name] for number in sorted(own)]
+            getattr(self, name).load_state_dicts(saved, rank=self.rank, ranks=self.ranks)
+
+
+def _draw(queue: SampleQueue, labels: Tensor, n: int, streams: Sequence[torch.Generator] | None) -> Tensor:
+    """n samples of each label [B], [B, n, *S]; of label b by stream b."""
+    if streams is None:
+        return queue.sample(labels, n)
+    drawn = torch.empty(len(labels), n, *queue.samples.shape[2:], dtype=queue.samples.dtype)
+    before = queue.generator
+    try:
+        for b, stream in enumerate(streams):
+            queue.generator = stream
+            queue.sample(labels[b : b + 1], n, out=drawn[b : b + 1])
+    finally:
+        queue.generator = before
+    return drawn

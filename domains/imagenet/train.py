@@ -3,6 +3,7 @@
     python -m domains.imagenet.train                               handwritten digits, drifting on pixels
     python -m domains.imagenet.train experiment=digits_features    the same in features of a masked auto-encoder
     python -m domains.imagenet.train run.name=mine optim.lr=5e-4   any key of domains/imagenet/config.py
+    torchrun --nproc-per-node=2 -m domains.imagenet.train parallel=ddp      the same run on two processes
 
 The same command continues a stopped run. Everything it writes lies in runs/<run.name>.
 """
@@ -18,46 +19,53 @@ from domains.imagenet.encoders import MaeFeatures, PixelFeatures
 from domains.imagenet.evaluate import check_enough_samples, report
 from domains.imagenet.pictures import save_curves
 from domains.imagenet.pretrain_mae import load_mae
+from domains.imagenet.problems import ProblemDraws, backward
 from domains.imagenet.real_samples import RealSamples
-from drifting import DriftTerms, FeatureDriftLoss, guidance_weight
-from drifting.features import total_loss
+from drifting import DriftTerms, FeatureDriftLoss
 from drifting.training.checkpoint import Checkpoint
 from drifting.training.command_line import command
 from drifting.training.ema import Ema
 from drifting.training.errors import ConfigError
 from drifting.training.fingerprint import Fingerprint
 from drifting.training.launch import prepare
-from drifting.training.metrics_log import MetricsLog, read_metrics
-from drifting.training.optimizer import build_optimizer, optimizer_step
+from drifting.training.metrics_log import open_log, read_metrics
+from drifting.training.optimizer import apply_gradient, build_optimizer
+from drifting.training.parallelize import parallelize
 from drifting.training.random import seed_everything
 from drifting.training.run_dir import open_run
 from drifting.training.state import TrainState, every
+from drifting.training.stop import StopRequest
+from drifting.training.world import World
 
 
 @command(ImagenetConfig, "imagenet", configs=CONFIGS)
 def main(config: ImagenetConfig) -> None:
     """Train, checkpoint, and report at the end."""
     # Everything that can refuse comes before the run directory: a start that fails leaves no trace.
-    device = prepare(config.run)
+    world = prepare(config.run, config.parallel)
     splits = digits_splits()
     check_fits(config, splits)
-    encoder = build_encoder(config.encoder).to(device)
+    encoder = build_encoder(config.encoder).to(world.device)
     seed_everything(config.run.seed)
-    drift = config.drift
+    own_queues = config.queue.owner == "rank"
     real = RealSamples(
         splits.train,
         num_classes=NUM_CLASSES,
         per_class=config.queue.per_class,
         unconditional=config.queue.unconditional,
-        num_positive=drift.num_positive,
-        num_unconditional=drift.num_unconditional,
+        num_positive=config.drift.num_positive,
+        num_unconditional=config.drift.num_unconditional,
         seed=config.run.seed,
+        rank=world.problem_share if own_queues else 0,
+        ranks=world.problem_shares if own_queues else 1,
     )
-    generator = config.generator.build().to(device)
+    generator = config.generator.build().to(world.device)
+    problems = ProblemDraws(config, real, generator, NUM_CLASSES, world)
     ema = Ema(generator, config.ema.decays, warmup=config.ema.warmup)
+    model = parallelize(generator, world, config.parallel, copies=ema.models)
     optimizer = build_optimizer(generator, config.optim)
-    drift_loss = FeatureDriftLoss(encoder, drift.build())
-    guidance = config.guidance.build()
+    drift_loss = FeatureDriftLoss(encoder, config.drift.build())
+    drift_loss.loss.shard_generated = world.generated
     state = TrainState()
 
     run_dir = open_run(config.run, config, free="eval")
@@ -74,32 +82,34 @@ def main(config: ImagenetConfig) -> None:
     checkpoint.load_latest()
 
     steps = config.run.steps
-    print(f"{len(splits.train)} training images, {steps - state.step} steps to go, into {run_dir}")
-    print("watch drift_rms and spread (generated / real, 1 is right): the loss is nearly constant by construction")
-    with MetricsLog(run_dir, total=steps, start=state.step, show=["drift_rms", "spread"]) as log:
+    world.say(f"{len(splits.train)} training images, {steps - state.step} steps to go, into {run_dir}")
+    world.say("watch drift_rms and spread (generated / real, 1 is right): the loss is nearly constant by construction")
+    log = open_log(run_dir, total=steps, start=state.step, main=world.is_main, show=["drift_rms", "spread"])
+    with StopRequest() as stop, log, checkpoint.in_background():
         while state.step < steps:
+            logged = every(config.log.every, state.step + 1, last=steps)
             real.push(config.queue.push_per_step)
-            labels = torch.randperm(NUM_CLASSES)[: drift.classes_per_step]  # [B]
-            alpha = guidance.sample(len(labels))  # [B]
-            if drift.twins:
-                labels, alpha = labels.repeat(2), alpha.repeat(2)
-            positives, unconditional = (block.to(device) for block in real.draw(labels))
-            gen = generate_problems(generator, labels.to(device), alpha.to(device), positives, drift.num_generated)
-            weight = guidance_weight(alpha.to(device), drift.num_generated, drift.num_unconditional)
-            twin = gen.detach().roll(len(labels) // 2, dims=0) if drift.twins else None
-            terms = drift_loss.terms(gen, positives, unconditional, neg_weight=weight, self_ref=twin)
-            loss = total_loss(terms)
-
-            grad_norm = optimizer_step(loss, generator, optimizer, config.optim, step=state.step, total_steps=steps)
+            batch = problems.draw(state.step)
+            optimizer.zero_grad()
+            loss, terms = backward(model, drift_loss, batch, parts=config.parallel.parts, with_terms=logged)
+            grad_norm = apply_gradient(loss, generator, optimizer, config.optim, step=state.step, total_steps=steps)
             ema.update(generator)
             state.step += 1
-            if every(config.log.every, state.step, last=steps):
-                log.write(state.step, convergence(terms, drift.temperatures) | {"loss": loss, "grad_norm": grad_norm})
-            if every(config.checkpoint.every, state.step, last=steps):
+            if logged:
+                figures = convergence(terms, config.drift.temperatures, world, batch.weight)
+                figures |= world.mean({"loss": loss}, batch.weight)
+                log.write(state.step, figures | {"grad_norm": grad_norm})
+            stopping = stop.requested()
+            if stopping or every(config.checkpoint.every, state.step, last=steps):
                 checkpoint.save(state.step)
-
-    save_curves(run_dir / "curves.png", read_metrics(run_dir))
-    report(run_dir, config.eval)
+            if stopping:
+                break
+    world.finish()
+    if state.step < steps:
+        stop.announce(run_dir, step=state.step, total=steps)
+    elif world.is_main:
+        save_curves(run_dir / "curves.png", read_metrics(run_dir))
+        report(run_dir, config.eval)
 
 
 def check_fits(config: ImagenetConfig, splits: DigitsSplits) -> None:
@@ -134,26 +144,28 @@ def build_encoder(section: EncoderSection) -> nn.Module:
     return encoder
 
 
-def generate_problems(
-    generator: nn.Module, labels: Tensor, alpha: Tensor, positives: Tensor, num_generated: int
-) -> Tensor:
-    """G samples of each label [B] at its guidance scale [B], in the shape of the positives: [B, G, C, H, W]."""
-    noise = torch.randn(len(labels) * num_generated, *positives.shape[2:], device=positives.device)
-    samples = generator(noise, labels.repeat_interleave(num_generated), alpha.repeat_interleave(num_generated))
-    return samples.unflatten(0, (len(labels), num_generated))
+def convergence(
+    terms: dict[str, DriftTerms], temperatures: list[float], world: World, weight: float
+) -> dict[str, Tensor]:
+    """Figures that tell convergence, means over features; the loss does not: normalisation keeps it nearly constant.
 
-
-def convergence(terms: dict[str, DriftTerms], temperatures: list[float]) -> dict[str, Tensor]:
-    """Figures that tell convergence, means over features; the loss does not: normalisation keeps it nearly constant."""
-    drift_rms = torch.stack([term.drift_rms for term in terms.values()]).mean(0)  # [T]
+    Of the problems of all ranks; every rank must call it.
+    """
     figures = [term.diagnostics for term in terms.values()]
+    own = {
+        "gen": torch.stack([figure.gen_spread for figure in figures]).square(),  # [K], mean squares over problems
+        "pos": torch.stack([figure.pos_spread for figure in figures]).square(),
+        "positive_mass": torch.stack([figure.positive_mass.mean() for figure in figures]).mean(),
+        "floor_share": torch.stack([figure.floor_share.mean() for figure in figures]).mean(),
+    }
+    means = world.mean(own, weight)
+    drift_rms = torch.stack([term.drift_rms for term in terms.values()]).mean(0)  # [T], over every rank already
     by_temperature = {f"drift_rms/{tau:g}": rms for tau, rms in zip(temperatures, drift_rms, strict=True)}
-    spread = torch.stack([figure.gen_spread / figure.pos_spread.clamp(min=1e-6) for figure in figures])
+    spread = means.pop("gen").sqrt() / means.pop("pos").sqrt().clamp(min=1e-6)
     return by_temperature | {
         "drift_rms": drift_rms[max(range(len(temperatures)), key=temperatures.__getitem__)],  # at the largest
         "spread": spread.mean(),
-        "positive_mass": torch.stack([figure.positive_mass.mean() for figure in figures]).mean(),
-        "floor_share": torch.stack([figure.floor_share.mean() for figure in figures]).mean(),
+        **means,
     }
 
 

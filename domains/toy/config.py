@@ -6,7 +6,15 @@ many dimensions, and in the plane it moves samples more than the kernel does.
 
 from dataclasses import dataclass, field
 
-from drifting.training.config import CheckpointConfig, EmaConfig, LogConfig, OptimConfig, RunConfig, require
+from drifting.training.config import (
+    CheckpointConfig,
+    EmaConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+    require,
+)
 
 
 @dataclass
@@ -98,3 +106,4 @@ class ToyConfig:
     film: FilmConfig = field(default_factory=FilmConfig)
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=250))
     log: LogConfig = field(default_factory=LogConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -1,5 +1,6 @@
 """Samples kept during the training, for the figures: part of the checkpoint, so that a resumed run's film is whole."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,3 +37,7 @@ class Film:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the frames of `state`."""
         self.steps, self.frames = list(state["steps"]), list(state["frames"])
+
+    def load_state_dicts(self, states: Sequence[dict[str, Any]], *, rank: int, ranks: int) -> None:
+        """Continue on another number of ranks: all record the same."""
+        self.load_state_dict(states[0])

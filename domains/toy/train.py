@@ -19,13 +19,18 @@ from domains.toy.targets import TARGETS, Target
 from drifting import DriftLoss, MeanShift
 from drifting.training.checkpoint import Checkpoint
 from drifting.training.command_line import command
+from drifting.training.draws import seed_of
 from drifting.training.ema import Ema
+from drifting.training.errors import ConfigError
 from drifting.training.launch import prepare
-from drifting.training.metrics_log import MetricsLog, read_metrics
+from drifting.training.metrics_log import open_log, read_metrics
 from drifting.training.optimizer import build_optimizer, optimizer_step
+from drifting.training.parallelize import parallelize
 from drifting.training.random import seed_everything
 from drifting.training.run_dir import open_run
 from drifting.training.state import TrainState, every
+from drifting.training.stop import StopRequest
+from drifting.training.world import World
 
 EVALUATED = 3000  # samples of each set behind the table's figures
 
@@ -33,13 +38,20 @@ EVALUATED = 3000  # samples of each set behind the table's figures
 @command(ToyConfig, "toy", configs=Path(__file__).parents[2] / "configs")
 def main(config: ToyConfig) -> None:
     """Both figures, their numbers, and where everything lies."""
+    world = prepare(config.run, config.parallel)
     run_dir = open_run(config.run, config)
-    device = prepare(config.run)
 
     # Figure 4 first: its training is what may be interrupted. A checkpoint holds the random generators too, so that
     # what is drawn after the training is the same when a finished run only draws its figures again.
-    generator, film = train(config, run_dir, device)
-    learnt = [evaluate(index, generator, config, run_dir, device) for index in range(len(TARGETS))]
+    trained = train(config, run_dir, world)
+    if trained is None:
+        world.finish()
+        return
+    generator, film = trained
+    learnt = [evaluate(index, generator, config, run_dir, world.device) for index in range(len(TARGETS))]
+    world.finish()
+    if not world.is_main:
+        return
     pictures = [picture(index, film, config, run_dir) for index in range(len(TARGETS))]
 
     # Figure 3: particles, no network.
@@ -52,15 +64,26 @@ def main(config: ToyConfig) -> None:
     print(*files, run_dir / "metrics.jsonl", run_dir / "checkpoints", sep="\n")
 
 
-def train(config: ToyConfig, run_dir: Path, device: torch.device) -> tuple[torch.nn.Module, Film]:
-    """Train one network per target, B = 2 drifting problems; returns the averaged weights and the film."""
+def train(config: ToyConfig, run_dir: Path, world: World) -> tuple[torch.nn.Module, Film] | None:
+    """Train one network per target, B = 2 drifting problems; the averaged weights and the film, None if asked to stop.
+
+    Ranks share the generated samples of both problems; each draws all noise and all data, which are small.
+    """
+    if world.problem_shares > 1:
+        raise ConfigError(
+            f"parallel.shard_generated must be {world.size}, the number of ranks: they share the generated samples, "
+            f"since each problem trains a network of its own. Got {world.shard_generated}"
+        )
     seed_everything(config.run.seed)
-    generator = PerTargetGenerator(len(TARGETS), config.generator).to(device)
+    generator = PerTargetGenerator(len(TARGETS), config.generator).to(world.device)
     drift_loss = build_loss(config.drift)
-    optimizer = build_optimizer(generator, config.optim)
+    drift_loss.shard_generated = world.generated
+    own = world.own_samples(config.drift.generated, "drift.generated")
     ema = Ema(generator, config.ema.decays, warmup=config.ema.warmup)
+    model = parallelize(generator, world, config.parallel, copies=ema.models)
+    optimizer = build_optimizer(generator, config.optim)
     steps = config.run.steps
-    film = Film(draw_noise(config.film.points, config).to(device), geometric_steps(steps, config.film.frames))
+    film = Film(draw_noise(config.film.points, config).to(world.device), geometric_steps(steps, config.film.frames))
     state = TrainState()
     checkpoint = Checkpoint(
         run_dir, keep=config.checkpoint.keep, generator=generator, ema=ema, optimizer=optimizer, film=film, state=state
@@ -68,10 +91,12 @@ def train(config: ToyConfig, run_dir: Path, device: torch.device) -> tuple[torch
     if checkpoint.load_latest() is None:
         film.record(0, ema.model())
 
-    with MetricsLog(run_dir, total=steps, start=state.step, show=list(TARGETS)) as log:
+    log = open_log(run_dir, total=steps, start=state.step, show=list(TARGETS), main=world.is_main)
+    with StopRequest() as stop, log, checkpoint.in_background():
         while state.step < steps:
-            real = draw_real(config.drift.positives).to(device)
-            generated = generator(draw_noise(config.drift.generated, config).to(device))
+            torch.manual_seed(seed_of(config.run.seed, "samples", state.step))  # the same on every rank
+            real = draw_real(config.drift.positives).to(world.device)
+            generated = model(draw_noise(config.drift.generated, config)[:, own].to(world.device))
             terms = drift_loss.terms(generated, real)
             # The sum: each network receives the gradient that it would receive alone.
             grad_norm = optimizer_step(
@@ -81,10 +106,16 @@ def train(config: ToyConfig, run_dir: Path, device: torch.device) -> tuple[torch
             state.step += 1
             film.record(state.step, ema.model())
             if every(config.log.every, state.step, last=steps):
-                drifts = dict(zip(TARGETS, terms.loss, strict=True))
+                drifts = world.mean(dict(zip(TARGETS, terms.loss, strict=True)))
                 log.write(state.step, {**drifts, "grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"]})
-            if every(config.checkpoint.every, state.step, last=steps):
+            stopping = stop.requested()
+            if stopping or every(config.checkpoint.every, state.step, last=steps):
                 checkpoint.save(state.step)
+            if stopping:
+                break
+    if state.step < steps:
+        stop.announce(run_dir, step=state.step, total=steps)
+        return None
     return ema.model(), film
 
 

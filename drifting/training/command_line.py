@@ -22,9 +22,12 @@ from changing or littering the working directory.
 """
 
 import functools
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -32,6 +35,10 @@ from omegaconf import DictConfig
 
 from drifting.training.config import Schema, typed
 from drifting.training.errors import TrainingError
+from drifting.training.launch import naming_lost_ranks
+
+# A launcher ends the other ranks when the first one exits: rank 0 must have said why by then.
+SAID_SECONDS = 1.0
 
 
 def command(
@@ -46,9 +53,10 @@ def command(
     def decorate(main: Callable[[Schema], None]) -> Callable[[], None]:
         def run(config: DictConfig) -> None:
             try:
-                main(typed(config, schema))
+                with naming_lost_ranks():
+                    main(typed(config, schema))
             except TrainingError as error:
-                sys.exit(f"error: {error}")
+                _exit(error)
 
         @functools.wraps(main)
         def entry() -> None:
@@ -59,3 +67,14 @@ def command(
         return entry
 
     return decorate
+
+
+def _exit(error: TrainingError) -> NoReturn:
+    """End with the error's message, said once if all ranks raise it."""
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    if rank == 0:
+        sys.exit(f"error: {error}")
+    if error.agreed:
+        time.sleep(SAID_SECONDS)
+        sys.exit(1)
+    sys.exit(f"rank {rank}: error: {error}")

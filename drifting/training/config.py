@@ -25,6 +25,8 @@ from drifting.training.errors import ConfigError
 Schema = TypeVar("Schema")
 
 SCHEDULES = ("constant", "cosine")
+MODES = ("single", "ddp", "fsdp", "hsdp")
+PRECISIONS = ("float32", "bfloat16")
 
 
 def require(holds: bool, key: str, expected: str, given: object) -> None:
@@ -54,6 +56,37 @@ class RunConfig:
         known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
         require(known, "run.device", "auto, cpu, cuda or cuda:N", self.device)
         require(self.threads >= 1, "run.threads", "at least 1", self.threads)
+
+
+@dataclass
+class ParallelConfig:
+    """How the ranks of a run share its work. What is trained depends on `precision` alone; see `parallelize`.
+
+    `mode`: "single" one process; "ddp" a copy of the weights on every rank; "fsdp" the weights shared out over all
+    ranks; "hsdp" over groups of `shard` ranks (0: the ranks of one node), with a copy in each group.
+    `shard_generated` ranks share the generated samples of the same problems; `parts`: how many pieces a rank cuts its
+    problems into, one in memory at a time. `precision` is that of matrix products; weights and sums stay float32.
+    `timeout`: seconds after which a rank that waits for another gives up.
+    """
+
+    mode: str = "single"
+    shard: int = 0
+    shard_generated: int = 1
+    parts: int = 1
+    precision: str = "float32"
+    checkpoint_activations: bool = False
+    compile: bool = False
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        require(self.mode in MODES, "parallel.mode", ", ".join(MODES), self.mode)
+        require(self.shard >= 0, "parallel.shard", "at least 1, or 0 for the ranks of one node", self.shard)
+        unused = self.mode == "hsdp" or self.shard == 0
+        require(unused, "parallel.shard", f"0 with parallel.mode={self.mode} (only hsdp has groups)", self.shard)
+        require(self.shard_generated >= 1, "parallel.shard_generated", "at least 1", self.shard_generated)
+        require(self.parts >= 1, "parallel.parts", "at least 1", self.parts)
+        require(self.precision in PRECISIONS, "parallel.precision", " or ".join(PRECISIONS), self.precision)
+        require(0 < self.timeout < math.inf, "parallel.timeout", "positive and finite, in seconds", self.timeout)
 
 
 @dataclass

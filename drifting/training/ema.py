@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from drifting.training.optimizer import local_part
+
 
 def effective_decay(decay: float, updates: int, *, warmup: bool) -> float:
     """Decay of update n = `updates` (0 is the first): `decay`, or min(decay, (1 + n) / (10 + n)) with warm-up."""
@@ -38,15 +40,23 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Move every average towards the weights of `module`, and copy its buffers."""
-        live = [parameter.detach() for parameter in module.parameters()]
+        """Move every average towards the weights of `module`, and copy its buffers.
+
+        Where ranks share out the weights, each moves its shards; the averages are sharded alike (see `parallelize`).
+        """
+        live = [local_part(parameter.detach()) for parameter in module.parameters()]
         buffers = list(module.buffers())
         for decay, average in zip(self.decays, self._averages, strict=True):
             weight = 1 - effective_decay(decay, self.updates, warmup=self.warmup)
-            torch._foreach_lerp_(list(average.parameters()), live, weight)
+            torch._foreach_lerp_([local_part(ours) for ours in average.parameters()], live, weight)
             for ours, theirs in zip(average.buffers(), buffers, strict=True):
                 ours.copy_(theirs)
         self.updates += 1
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """All averages, in the order of the decays."""
+        return list(self._averages)
 
     def model(self, decay: float | None = None) -> nn.Module:
         """The average of `decay`, the first decay if not given, to evaluate; it changes at the next update."""

@@ -1,20 +1,41 @@
-"""The process before the first tensor: threads, device, determinism."""
+"""The process before the first tensor: threads, device, determinism, and the ranks it was started with.
+
+    world = prepare(config.run, config.parallel)
+    ...
+    world.finish()
+
+torchrun and SLURM (srun) are recognised by their variables; without either it is one process. See docs/clusters.md.
+"""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from drifting.training.config import RunConfig
-from drifting.training.errors import ConfigError
+from drifting.training.config import ParallelConfig, RunConfig
+from drifting.training.errors import ConfigError, OtherRankError
+from drifting.training.launcher import Placement, read_placement
+from drifting.training.world import World
 
 
-def prepare(run: RunConfig) -> torch.device:
-    """Set up this process for `run` and return its device; "auto" is CUDA where there is one, the CPU otherwise.
+def prepare(run: RunConfig, parallel: ParallelConfig | None = None) -> World:
+    """Set up this process for `run`; "auto" is the CUDA device of its local rank where there is one, else the CPU.
 
-    Raises ConfigError if the asked device does not exist: a run never moves to another device silently.
+    Every mode but "single" has a process group, of one rank where no launcher started several. A rank that waits
+    longer than `parallel.timeout` for another ends with an error.
+
+    Raises ConfigError if the asked device does not exist (a run never moves to another device silently), or if the
+    mode does not fit the number of ranks.
     """
+    parallel = ParallelConfig() if parallel is None else parallel
+    placement = read_placement(os.environ)
+    _check_fits(parallel, placement)
     torch.set_num_threads(run.threads)
-    device = _device(run.device)
+    device = _device(run.device, placement)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = not run.deterministic
@@ -22,16 +43,96 @@ def prepare(run: RunConfig) -> torch.device:
         # cuBLAS reads it when CUDA starts and has no reproducible mode without it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(run.deterministic)
-    return device
+    if parallel.mode == "single":
+        return World(device)
+    _join(placement, device, parallel.timeout)
+    shared = parallel.shard_generated
+    return World(
+        device,
+        placement.rank,
+        placement.size,
+        mesh=_weights_mesh(parallel, placement, device),
+        shard_generated=shared,
+        generated=None
+        if shared == 1
+        else _mesh(device, problems=placement.size // shared, generated=shared).get_group(1),
+    )
 
 
-def _device(asked: str) -> torch.device:
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked == "auto":
-        return torch.device("cuda", 0) if gpus else torch.device("cpu")
-    device = torch.device(asked)
-    if device.type == "cuda" and (device.index or 0) >= gpus:
+@contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """Turn the error of a broken exchange between ranks into one line: OtherRankError."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo raises nothing more specific
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)) or not dist.is_initialized():
+            raise
+        raise OtherRankError(
+            f"rank {dist.get_rank()} lost another rank, which ended, or made it wait longer than parallel.timeout; "
+            f"that rank's own message says why. ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _check_fits(parallel: ParallelConfig, placement: Placement) -> None:
+    size = placement.size
+    if parallel.mode == "single" and size > 1:
         raise ConfigError(
-            f"run.device={asked} is not available: this machine has {gpus} CUDA devices. Use run.device=auto."
+            f"parallel=single is one process, but {size} were started. Add parallel=ddp (or fsdp, hsdp), "
+            "or start the command without a launcher."
         )
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+    if size % parallel.shard_generated:
+        raise ConfigError(
+            f"parallel.shard_generated must divide the number of ranks, {size}, got {parallel.shard_generated}"
+        )
+    if parallel.mode == "hsdp" and size % (parallel.shard or placement.local_size):
+        raise ConfigError(
+            f"parallel.shard must divide the number of ranks, {size}, got {parallel.shard or placement.local_size}"
+        )
+
+
+def _device(asked: str, placement: Placement) -> torch.device:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (asked == "auto" and not gpus) or asked == "cpu":
+        return torch.device("cpu")
+    index = torch.device("cuda" if asked == "auto" else asked).index
+    if index is not None and placement.local_size > 1:
+        raise ConfigError(
+            f"run.device={asked} is one device for {placement.local_size} processes on this node. "
+            "Use run.device=cuda, which gives each its own."
+        )
+    index = placement.local_rank if index is None else index
+    if index >= gpus:
+        processes = f" for {placement.local_size} processes" if placement.local_size > 1 else ""
+        raise ConfigError(
+            f"run.device={asked} is not available: this machine has {gpus} CUDA devices{processes}. "
+            "Use run.device=auto, and no more processes than devices."
+        )
+    return torch.device("cuda", index)
+
+
+def _join(placement: Placement, device: torch.device, seconds: float) -> None:
+    """The default process group; one that is there already is used, so that tests start their ranks once."""
+    if dist.is_initialized():
+        return
+    backend, bound = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
+    timeout = timedelta(seconds=seconds)
+    if not placement.address:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout, device_id=bound)
+        return
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = placement.address, placement.port
+    dist.init_process_group(backend, rank=placement.rank, world_size=placement.size, timeout=timeout, device_id=bound)
+
+
+def _weights_mesh(parallel: ParallelConfig, placement: Placement, device: torch.device) -> DeviceMesh | None:
+    if parallel.mode == "ddp":
+        return None
+    if parallel.mode == "fsdp":
+        return _mesh(device, shard=placement.size)
+    shard = parallel.shard or placement.local_size
+    return _mesh(device, replicate=placement.size // shard, shard=shard)
+
+
+def _mesh(device: torch.device, **sizes: int) -> DeviceMesh:
+    """All ranks in order, the last dimension fastest."""
+    return init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))

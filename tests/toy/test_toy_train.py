@@ -17,6 +17,7 @@ from drifting.training.checkpoint_file import checkpoint_paths, read_checkpoint
 from drifting.training.config import CheckpointConfig, LogConfig, RunConfig, typed
 from drifting.training.errors import ConfigError
 from drifting.training.metrics_log import read_metrics
+from drifting.training.world import World
 
 CHECKOUT = Path(__file__).parents[2]
 WRITTEN = ["figure3.gif", "figure3.png", "figure4.gif", "figure4.png", "metrics.jsonl", "results.json"]
@@ -49,7 +50,7 @@ def tiny(root, **sections):
 def trained(config):
     run_dir = Path(config.run.root) / config.run.name
     run_dir.mkdir(parents=True, exist_ok=True)
-    return toy_train.train(config, run_dir, torch.device("cpu")), run_dir
+    return toy_train.train(config, run_dir, World(torch.device("cpu"))), run_dir
 
 
 def test_the_command_writes_figures_numbers_and_a_run(tmp_path):

@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 import pytest
 from omegaconf import OmegaConf
 
-from drifting.training.config import CheckpointConfig, EmaConfig, LogConfig, OptimConfig, RunConfig, typed
+from drifting.training.config import (
+    CheckpointConfig,
+    EmaConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+    typed,
+)
 from drifting.training.errors import ConfigError
 
 
@@ -17,6 +25,7 @@ class Root:
     ema: EmaConfig = field(default_factory=EmaConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 RUN = {"name": "a", "steps": 10}
@@ -69,6 +78,13 @@ def test_paper_defaults():
         ({"ema": {"decays": [0.9, 0.9]}}, "ema.decays must be distinct"),
         ({"checkpoint": {"keep": 0}}, "checkpoint.keep must be at least 1, got 0"),
         ({"checkpoint": {"every": 0}}, "checkpoint.every must be at least 1, got 0"),
+        ({"parallel": {"mode": "dp"}}, "parallel.mode must be single, ddp, fsdp, hsdp, got 'dp'"),
+        ({"parallel": {"mode": "hsdp", "shard": -1}}, "parallel.shard must be at least 1, or 0 for .*, got -1"),
+        ({"parallel": {"mode": "ddp", "shard": 2}}, "parallel.shard must be 0 with parallel.mode=ddp .*, got 2"),
+        ({"parallel": {"shard_generated": 0}}, "parallel.shard_generated must be at least 1, got 0"),
+        ({"parallel": {"parts": 0}}, "parallel.parts must be at least 1, got 0"),
+        ({"parallel": {"precision": "fp16"}}, "parallel.precision must be float32 or bfloat16, got 'fp16'"),
+        ({"parallel": {"timeout": 0.0}}, "parallel.timeout must be positive and finite, in seconds, got 0.0"),
         ({"log": {"every": -3}}, "log.every must be at least 1, got -3"),
     ],
 )

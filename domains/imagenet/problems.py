@@ -1,0 +1,181 @@
+"""The drifting problems of one training step: this rank's share of what all ranks together draw.
+
+Everything random is a function of the run's seed, the step and the problem, so that a problem is the same whichever
+rank holds it (`drifting.training.draws`).
+Shapes: c classes of this rank; B problems, c or, in twin problems, 2 c, the second half for the same classes again;
+G_r generated samples of each on this rank, P positives, N unconditional samples, samples [C, H, W].
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from domains.imagenet.config import ImagenetConfig, OneStepGenerator
+from domains.imagenet.generator import DiTGenerator
+from domains.imagenet.real_samples import RealSamples
+from drifting import DriftTerms, FeatureDriftLoss, guidance_weight
+from drifting.accumulation import backward_in_parts
+from drifting.features import total_loss
+from drifting.training.draws import stream
+from drifting.training.errors import ConfigError
+from drifting.training.parallelize import unsynchronized, weigh_gradient
+from drifting.training.world import World
+
+
+@dataclass(frozen=True)
+class StepProblems:
+    """Some problems of one step, on the device; `weight`: of their mean in the mean over all ranks' problems."""
+
+    labels: Tensor  # [B]
+    alpha: Tensor  # [B]
+    noise: Tensor  # [B, G_r, C, H, W]
+    style: Tensor | None  # [B, G_r, codebooks]
+    positives: Tensor  # [B, P, C, H, W]
+    unconditional: Tensor  # [B, N, C, H, W]
+    neg_weight: Tensor  # [B]
+    twins: bool
+    weight: float
+
+    def arguments(self, model: nn.Module) -> dict[str, Any]:
+        """Of the drifting loss: generated samples [B, G_r, C, H, W], and what they are held against."""
+        count = self.noise.shape[1]
+        condition = [self.labels.repeat_interleave(count), self.alpha.repeat_interleave(count)]
+        style = [] if self.style is None else [self.style.flatten(0, 1)]
+        samples = model(self.noise.flatten(0, 1), *condition, *style)
+        gen = weigh_gradient(samples.unflatten(0, (len(self.labels), count)), self.weight)
+        twin = gen.detach().roll(len(gen) // 2, dims=0) if self.twins else None
+        return {
+            "gen": gen,
+            "pos": self.positives,
+            "neg": self.unconditional,
+            "neg_weight": self.neg_weight,
+            "self_ref": twin,
+        }
+
+    def split(self, parts: int) -> "list[StepProblems]":
+        """Cut into `parts` of some classes each; twins stay together."""
+        pairs = 2 if self.twins else 1
+        rows = torch.arange(len(self.labels), device=self.labels.device).view(pairs, -1)
+        return [self._take(part.flatten()) for part in rows.tensor_split(parts, dim=1)]
+
+    def _take(self, rows: Tensor) -> "StepProblems":
+        def taken(block: Tensor) -> Tensor:
+            return block[rows]
+
+        return StepProblems(
+            labels=taken(self.labels),
+            alpha=taken(self.alpha),
+            noise=taken(self.noise),
+            style=None if self.style is None else taken(self.style),
+            positives=taken(self.positives),
+            unconditional=taken(self.unconditional),
+            neg_weight=taken(self.neg_weight),
+            twins=self.twins,
+            weight=self.weight,
+        )
+
+
+class ProblemDraws:
+    """Draws this rank's problems of a step.
+
+    Raises:
+        ConfigError: fewer classes per step than shares or parts, samples that the ranks cannot share evenly.
+    """
+
+    def __init__(
+        self, config: ImagenetConfig, real: RealSamples, generator: OneStepGenerator, num_classes: int, world: World
+    ) -> None:
+        drift, queue = config.drift, config.queue
+        self.seed, self.world, self.real, self.generator = config.run.seed, world, real, generator
+        self.num_classes, self.drift, self.guidance = num_classes, drift, config.guidance.build()
+        self.own = world.own(drift.classes_per_step, "drift.classes_per_step")
+        self.own_samples = world.own_samples(drift.num_generated, "drift.num_generated")
+        self.own_queues = queue.owner == "rank"
+        held = self.own.stop - self.own.start
+        least = drift.classes_per_step // world.problem_shares
+        if config.parallel.parts > least:
+            raise ConfigError(
+                f"parallel.parts must be at most {least}, the classes of a rank in a step, got {config.parallel.parts}"
+            )
+        if self.own_queues and queue.push_per_step < held:
+            raise ConfigError(
+                f"queue.push_per_step must be at least {held} with queue.owner=rank, one image for each class of a "
+                f"rank's step, got {queue.push_per_step}"
+            )
+
+    def draw(self, step: int) -> StepProblems:
+        """The problems of update `step`, with real samples as the queues hold them now."""
+        labels, alpha = self._classes(step)
+        problems = list(range(self.own.start, self.own.stop))
+        if self.drift.twins:
+            labels, alpha = labels.repeat(2), alpha.repeat(2)
+            problems += [self.drift.classes_per_step + problem for problem in problems]
+        device, drift = self.world.device, self.drift
+        streams = [stream(self.seed, "real", step, problem) for problem in problems]
+        positives, unconditional = (block.to(device) for block in self.real.draw(labels, streams))
+        noise, style = self._noise(step, problems, positives.shape[2:])
+        alpha = alpha.to(device)
+        return StepProblems(
+            labels=labels.to(device),
+            alpha=alpha,
+            noise=noise,
+            style=style,
+            positives=positives,
+            unconditional=unconditional,
+            neg_weight=guidance_weight(alpha, drift.num_generated, drift.num_unconditional),
+            twins=drift.twins,
+            weight=self.world.weight(drift.classes_per_step),
+        )
+
+    def _classes(self, step: int) -> tuple[Tensor, Tensor]:
+        """Labels [c] and guidance scales [c] of this rank."""
+        if self.own_queues:  # each rank its own, of classes that its queues have just seen
+            share, count = self.world.problem_share, self.own.stop - self.own.start
+            newest = self.real.newest_labels
+            chosen = torch.randperm(len(newest), generator=stream(self.seed, "labels", step, share))[:count]
+            return newest[chosen], self.guidance.sample(count, stream(self.seed, "alpha", step, share))
+        labels = torch.randperm(self.num_classes, generator=stream(self.seed, "labels", step))
+        alpha = self.guidance.sample(self.drift.classes_per_step, stream(self.seed, "alpha", step))
+        return labels[: self.drift.classes_per_step][self.own], alpha[self.own]
+
+    def _noise(self, step: int, problems: Sequence[int], shape: torch.Size) -> tuple[Tensor, Tensor | None]:
+        """Noise [B, G_r, C, H, W] and style [B, G_r, codebooks]: of each problem's G, all drawn, this rank's."""
+        device, total = self.world.device, self.drift.num_generated
+        noise, style = [], []
+        for problem in problems:
+            source = stream(self.seed, "noise", step, problem, device)
+            noise.append(torch.randn(total, *shape, generator=source, device=device)[self.own_samples])
+            if isinstance(self.generator, DiTGenerator):
+                drawn = self.generator.conditioning.draw_style(total, device, source)
+                style += [] if drawn is None else [drawn[self.own_samples]]
+        return torch.stack(noise), torch.stack(style) if style else None
+
+
+def backward(
+    model: nn.Module, drift_loss: FeatureDriftLoss, batch: StepProblems, *, parts: int, with_terms: bool
+) -> tuple[Tensor, dict[str, DriftTerms]]:
+    """Add the gradient of the loss to the parameters; this rank's loss, [], and its terms.
+
+    In several parts the terms, if asked for, are those of the first part on each rank, with statistics of their own.
+    """
+    if parts == 1:
+        terms = terms_of(drift_loss, batch.arguments(model))
+        loss = total_loss(terms)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), terms
+    pieces = batch.split(parts)
+    terms = {}
+    if with_terms:
+        with torch.no_grad():
+            terms = terms_of(drift_loss, pieces[0].arguments(model))
+    calls = [partial(piece.arguments, model) for piece in pieces]
+    return backward_in_parts(drift_loss, calls, unsynchronized=partial(unsynchronized, model)), terms
+
+
+def terms_of(drift_loss: FeatureDriftLoss, arguments: dict[str, Any]) -> dict[str, DriftTerms]:
+    """Terms of every feature."""
+    return drift_loss.terms(arguments.pop("gen"), arguments.pop("pos"), arguments.pop("neg"), **arguments)
