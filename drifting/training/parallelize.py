@@ -18,9 +18,9 @@ The order, and why:
 Blocks are the children of the module's nn.ModuleLists, unless they are named.
 """
 
-import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +58,14 @@ def parallelize(
     parts = find_blocks(module) if blocks is None else list(blocks)
     for block in parts:
         if config.checkpoint_activations:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = _recomputed(block.forward)
         if config.compile:
             block.compile()
     low = torch.bfloat16 if config.precision == "bfloat16" else None
     if low is not None:
         module.forward = torch.autocast(world.device.type, dtype=low)(module.forward)  # type: ignore[method-assign]
+    if low is not None or config.checkpoint_activations:
+        module.__deepcopy__ = _refuse_copy  # type: ignore[assignment]
     if world.mesh is not None:
         # The model casts its inputs itself; gradients are summed in float32.
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -113,6 +115,19 @@ def weigh_gradient(x: Tensor, weight: float) -> Tensor:
     if weight != 1 and x.requires_grad:
         x.register_hook(lambda gradient: gradient * weight)  # type: ignore[no-untyped-call]
     return x
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward` under activation checkpointing; a plain function, since torch.compile does not look into a partial."""
+
+    def checkpointed(*inputs: Any) -> Any:
+        return checkpoint(forward, *inputs, use_reentrant=False)
+
+    return checkpointed
+
+
+def _refuse_copy(memo: object) -> NoReturn:
+    raise RuntimeError("a parallelized module cannot be copied: its copy would run the original. Copy it before.")
 
 
 def _shard(
