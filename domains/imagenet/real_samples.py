@@ -139,15 +139,13 @@ class RealSamples:
 
 
 def _draw(queue: SampleQueue, labels: Tensor, n: int, streams: Sequence[torch.Generator] | None) -> Tensor:
-    """n samples of each label [B], [B, n, *S]; of label b by stream b."""
-    if streams is None:
-        return queue.sample(labels, n)
-    drawn = torch.empty(len(labels), n, *queue.samples.shape[2:], dtype=queue.samples.dtype)
-    before = queue.generator
-    try:
-        for b, stream in enumerate(streams):
-            queue.generator = stream
-            queue.sample(labels[b : b + 1], n, out=drawn[b : b + 1])
-    finally:
-        queue.generator = before
-    return drawn
+    """n distinct samples of each label [B], [B, n, *S]; of label b by stream b."""
+    held = queue.count[labels]
+    if streams is None or bool((held < n).any()):
+        return queue.sample(labels, n)  # which refuses a class that holds fewer
+    # One call for all problems: the n smallest of random keys of the filled slots.
+    keys = torch.stack([torch.rand(queue.capacity, generator=stream) for stream in streams])
+    keys.masked_fill_(torch.arange(queue.capacity) >= held[:, None], 2.0)
+    slots = keys.topk(n, largest=False).indices
+    rows = (labels[:, None] * queue.capacity + slots).flatten()
+    return queue.samples.flatten(0, 1).index_select(0, rows).view(*slots.shape, *queue.samples.shape[2:])

@@ -11,6 +11,7 @@ from domains.imagenet.digits import LabelledImages
 from domains.imagenet.problems import ProblemDraws, StepProblems
 from domains.imagenet.real_samples import RealSamples
 from drifting.training.config import typed
+from drifting.training.draws import stream
 from drifting.training.errors import ConfigError
 from drifting.training.world import World
 
@@ -93,6 +94,25 @@ def test_every_step_draws_anew_and_a_repeated_step_the_same():
     assert torch.equal(first.positives, again.positives)
     assert not torch.equal(first.noise, second.noise)
     assert not torch.equal(first.alpha, second.alpha)
+
+
+def test_real_samples_of_a_problem_are_distinct_and_uniform():
+    real = samples(settings(queue={"per_class": 4, "unconditional": 20}))
+    labels = torch.tensor([2, 7])
+    counts = torch.zeros(4)
+    for step in range(600):
+        positives, unconditional = real.draw(labels, [stream(0, "real", step, item) for item in range(2)])
+        for row, label in zip(positives, labels, strict=True):
+            held = real.positives.samples[label]
+            found = (row[:, None] == held).flatten(2).all(2)  # [P, capacity]
+            assert found.sum(1).eq(1).all()
+            assert found.sum(0).max() == 1
+            counts += found.sum(0)
+        assert len(unconditional.flatten(2).unique(dim=1)[0]) == 2
+    assert (counts / counts.sum() - 0.25).abs().max() < 0.01  # 3600 draws
+    with pytest.raises(LookupError, match="hold fewer than n=3"):
+        real.positives.count[7] = 2
+        real.draw(labels, [stream(0, "real", 0, item) for item in range(2)])
 
 
 def test_parts_keep_twins_together_and_lose_nothing():
