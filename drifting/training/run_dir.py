@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from omegaconf import OmegaConf
 
 from drifting.training.atomic_file import replace_text
-from drifting.training.config import RunConfig, Schema, typed
+from drifting.training.config import ParallelConfig, RunConfig, Schema, typed
 from drifting.training.errors import ConfigError, RunDirError
 from drifting.training.ranks import on_first_rank
 
@@ -25,13 +26,16 @@ RESOLVED, ENVIRONMENT, LOCK = "resolved.yaml", "environment.json", ".lock"
 
 # Where the folder is, not what it holds: runs may be moved.
 LOCATION = "run.root"
+# How ranks share the work, which leaves the result alone.
+SHARING = tuple(f"parallel.{entry.name}" for entry in fields(ParallelConfig) if entry.name != "precision")
 
 
 def open_run(run: RunConfig, config: object, *, free: str | None = None) -> Path:
     """Make `<run.root>/<run.name>` for the root dataclass `config`, or continue it; locked until this process ends.
 
-    `free` names a section that may differ when a run is continued, as it does not touch what is trained. With many
-    ranks rank 0 does it, and every rank returns when it is done; a collective call.
+    `free` names a section that may differ when a run is continued, as it does not touch what is trained; nor does how
+    ranks share the work, but for the precision. With many ranks rank 0 does it, and every rank returns when it is done;
+    a collective call.
 
     Raises RunDirError, and changes nothing, if the folder holds other files, another configuration, or another process.
     """
@@ -105,7 +109,9 @@ def _refuse_other(run_dir: Path, saved: dict[str, Any], asked: dict[str, Any], f
     differing = [
         f"  {key}: {saved.get(key, absent)} -> {asked.get(key, absent)}"
         for key in sorted(saved.keys() | asked.keys())
-        if key != LOCATION and key.partition(".")[0] != free and saved.get(key, absent) != asked.get(key, absent)
+        if key not in (LOCATION, *SHARING)
+        and key.partition(".")[0] != free
+        and saved.get(key, absent) != asked.get(key, absent)
     ]
     if differing:
         raise RunDirError(

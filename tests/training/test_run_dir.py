@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from drifting.training.config import OptimConfig, RunConfig
+from drifting.training.config import OptimConfig, ParallelConfig, RunConfig
 from drifting.training.errors import RunDirError
 from drifting.training.run_dir import load_config, open_run
 
@@ -18,6 +18,7 @@ from drifting.training.run_dir import load_config, open_run
 class Root:
     run: RunConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 def config(root, **optim):
@@ -53,6 +54,16 @@ def test_keys_that_only_one_side_has_are_named(tmp_path):
     saved = run_dir / "resolved.yaml"
     saved.write_text(saved.read_text().replace("  lr: 0.0002\n", "") + "old_section:\n  a: 1\n")
     with pytest.raises(RunDirError, match=r"old_section\.a: 1 -> \(absent\)\n  optim\.lr: \(absent\) -> 0\.0002"):
+        open_run(asked.run, asked)
+
+
+def test_a_run_may_be_continued_in_another_mode_but_not_in_another_precision(tmp_path):
+    asked = config(tmp_path)
+    run_dir = open_run(asked.run, asked)
+    asked.parallel = ParallelConfig(mode="hsdp", shard=2, shard_generated=2, parts=3, timeout=5.0)
+    assert open_run(asked.run, asked) == run_dir
+    asked.parallel.precision = "bfloat16"
+    with pytest.raises(RunDirError, match=r"parallel\.precision: float32 -> bfloat16\n"):
         open_run(asked.run, asked)
 
 
