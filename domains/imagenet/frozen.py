@@ -34,11 +34,6 @@ def weight_dtype(network: nn.Module) -> torch.dtype:
     return next(network.parameters()).dtype
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """Statistics and losses are taken in float32, float64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def run(block: Callable[[Tensor], Tensor], x: Tensor, checkpoint: bool) -> Tensor:
     """block(x); with `checkpoint`, what it holds for the backward pass is computed again there: the same numbers."""
     if not (checkpoint and torch.is_grad_enabled()):

@@ -7,7 +7,7 @@ G_r generated samples of each on this rank, P positives, N unconditional samples
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -63,20 +63,8 @@ class StepProblems:
         return [self._take(part.flatten()) for part in rows.tensor_split(parts, dim=1)]
 
     def _take(self, rows: Tensor) -> "StepProblems":
-        def taken(block: Tensor) -> Tensor:
-            return block[rows]
-
-        return StepProblems(
-            labels=taken(self.labels),
-            alpha=taken(self.alpha),
-            noise=taken(self.noise),
-            style=None if self.style is None else taken(self.style),
-            positives=taken(self.positives),
-            unconditional=taken(self.unconditional),
-            neg_weight=taken(self.neg_weight),
-            twins=self.twins,
-            weight=self.weight,
-        )
+        blocks = {f.name: block for f in fields(self) if isinstance(block := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: block[rows] for name, block in blocks.items()})
 
 
 class ProblemDraws:
@@ -163,19 +151,15 @@ def backward(
     In several parts the terms, if asked for, are those of the first part on each rank, with statistics of their own.
     """
     if parts == 1:
-        terms = terms_of(drift_loss, batch.arguments(model))
-        loss = total_loss(terms)
+        # Diagnostics are work of their own: only where somebody reads them.
+        terms = drift_loss.terms(**batch.arguments(model)) if with_terms else {}
+        loss = total_loss(terms) if with_terms else drift_loss(**batch.arguments(model))
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), terms
     pieces = batch.split(parts)
     terms = {}
     if with_terms:
         with torch.no_grad():
-            terms = terms_of(drift_loss, pieces[0].arguments(model))
+            terms = drift_loss.terms(**pieces[0].arguments(model))
     calls = [partial(piece.arguments, model) for piece in pieces]
     return backward_in_parts(drift_loss, calls, unsynchronized=partial(unsynchronized, model)), terms
-
-
-def terms_of(drift_loss: FeatureDriftLoss, arguments: dict[str, Any]) -> dict[str, DriftTerms]:
-    """Terms of every feature."""
-    return drift_loss.terms(arguments.pop("gen"), arguments.pop("pos"), arguments.pop("neg"), **arguments)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from domains.imagenet.frozen import FrozenModule, at_least_float32, freeze, weight_dtype
+from domains.imagenet.frozen import FrozenModule, freeze, weight_dtype
 from domains.imagenet.hub import WeightsError, load_complete, local_folder
+from domains.imagenet.transformer import at_least_float32
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

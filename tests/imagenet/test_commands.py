@@ -229,14 +229,14 @@ def test_twin_problems_pair_up_and_a_stopped_run_continues_exactly(tmp_path, mon
     seen = []
     terms = train.FeatureDriftLoss.terms
 
-    def record(self, gen, positives, unconditional, *, neg_weight, self_ref):
+    def record(self, gen, pos, neg, *, neg_weight, self_ref):
         half = len(gen) // 2
         assert torch.equal(self_ref[:half], gen[half:])
         assert torch.equal(self_ref[half:], gen[:half])
         assert torch.equal(neg_weight[:half], neg_weight[half:])
         assert not self_ref.requires_grad
         seen.append(len(gen))
-        return terms(self, gen, positives, unconditional, neg_weight=neg_weight, self_ref=self_ref)
+        return terms(self, gen, pos, neg, neg_weight=neg_weight, self_ref=self_ref)
 
     monkeypatch.setattr(train.FeatureDriftLoss, "terms", record)
     whole, halves = small_config(tmp_path / "whole"), small_config(tmp_path / "halves")

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from domains.imagenet.encoders.imagenet_input import ImagenetInput
-from domains.imagenet.frozen import FrozenModule, at_least_float32, freeze, run, weight_dtype
+from domains.imagenet.frozen import FrozenModule, freeze, run, weight_dtype
 from domains.imagenet.hub import WeightsError, load_complete, local_folder
+from domains.imagenet.transformer import at_least_float32
 from drifting.features import pooled_statistics
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from domains.imagenet.frozen import at_least_float32
+from domains.imagenet.transformer import at_least_float32
 
 # Channel statistics of ImageNet in [0, 1], RGB, as every public checkpoint uses them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

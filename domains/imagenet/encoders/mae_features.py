@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from domains.imagenet.encoders.map_statistics import channel_rms, map_statistics
-from domains.imagenet.frozen import FrozenModule, at_least_float32, freeze, weight_dtype
+from domains.imagenet.frozen import FrozenModule, freeze, weight_dtype
 from domains.imagenet.mae import MaskedAutoencoder, to_grid
 from domains.imagenet.mae_encoder import STEM
+from domains.imagenet.transformer import at_least_float32
 
 
 def every_second_block(blocks: Sequence[int]) -> tuple[str, ...]:
