@@ -1,0 +1,53 @@
+"""The facts of a task: simulator, observations, actions, length of an episode. One file each in configs/task/.
+
+How a policy is trained on it belongs to configs/experiment/.
+"""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from drifting.training.config import require
+
+SIMULATORS = ("robosuite", "push_t", "block_push", "kitchen")
+
+
+@dataclass
+class TaskConfig:
+    """One manipulation task.
+
+    `environment` is the simulator's own name of it. `observations` maps the keys of low-dimensional observations to
+    their widths, `images` those of camera images to their side length in pixels (square, RGB); a policy reads all that
+    are named. `absolute_actions`: poses in the world frame instead of displacements (robosuite only). `stages`: how
+    many the score counts, 1 if the task succeeds or fails as a whole. `demo_noise`: standard deviation of the noise
+    executed while demonstrations are made, in units of the action range; the labels stay clean.
+    """
+
+    name: str = MISSING
+    simulator: str = MISSING
+    environment: str = MISSING
+    observations: dict[str, int] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+    robots: int = 1
+    action_dim: int = MISSING
+    absolute_actions: bool = False
+    max_steps: int = MISSING
+    control_hz: int = 20
+    stages: int = 1
+    demo_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.simulator in SIMULATORS, "task.simulator", ", ".join(SIMULATORS), self.simulator)
+        require(len(self.observations) + len(self.images) > 0, "task.observations", "one key or more", {})
+        for key, width in (*self.observations.items(), *self.images.items()):
+            require(width >= 1, f"task.observations.{key}", "at least 1", width)
+        relative = self.simulator == "robosuite" or not self.absolute_actions
+        require(relative, "task.absolute_actions", "false outside robosuite", self.absolute_actions)
+        for name in ("robots", "action_dim", "max_steps", "control_hz", "stages"):
+            require(getattr(self, name) >= 1, f"task.{name}", "at least 1", getattr(self, name))
+        require(0 <= self.demo_noise < float("inf"), "task.demo_noise", "at least 0 and finite", self.demo_noise)
+
+    @property
+    def observation_dim(self) -> int:
+        """Numbers in one step's low-dimensional observations, O."""
+        return sum(self.observations.values())
