@@ -69,11 +69,11 @@ def backward_in_parts(
         raise ValueError("parts must be one or more functions, got none")
     sizes = [0] * len(parts)
 
-    def visit() -> Iterator[list[DriftInputs]]:
+    def visit() -> Iterator[Iterator[list[DriftInputs]]]:
         for index, part in enumerate(parts):
             given = part()
             sizes[index] = len(given["gen"])
-            yield [features for lot in _lots(loss, given) for features in lot]
+            yield _lots(loss, given)
 
     with torch.no_grad():
         statistics = (loss.loss if isinstance(loss, FeatureDriftLoss) else loss).joint_statistics(visit)
@@ -98,10 +98,7 @@ def _sum_over_features(
 ) -> Tensor:
     """Loss of one part under the statistics of the whole batch, []."""
     drift_loss = loss.loss if isinstance(loss, FeatureDriftLoss) else loss
-    means, first = [], 0
-    for lot in _lots(loss, given):
-        own = slice(first, first + len(lot))
-        known = BatchStatistics(statistics.scale[own], statistics.mean_square[own])
-        means += [each.mean() for each in drift_loss.joint_losses(lot, known)]
-        first = own.stop
-    return torch.stack(means).sum()
+    lots = list(_lots(loss, given))
+    known = statistics.split([len(lot) for lot in lots])
+    losses = [each for lot, own in zip(lots, known, strict=True) for each in drift_loss.joint_losses(lot, own)]
+    return torch.stack([each.mean() for each in losses]).sum()

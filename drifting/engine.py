@@ -47,6 +47,11 @@ class BatchStatistics:
     scale: Tensor  # [K]  mean distance
     mean_square: Tensor  # [K, T]  of the drift's coordinates, before normalisation
 
+    def split(self, sizes: list[int]) -> "list[BatchStatistics]":
+        """Those of the first sizes[0] sets, of the next sizes[1], and so on."""
+        pieces = zip(self.scale.split_with_sizes(sizes), self.mean_square.split_with_sizes(sizes), strict=True)
+        return [BatchStatistics(scale, mean_square) for scale, mean_square in pieces]
+
 
 class _FullProducts:
     """Holds the process's product precision at "highest" until the last of the threads that asked has left."""
@@ -125,43 +130,64 @@ def compute_drifts(
 
 @torch.no_grad()
 def batch_statistics(
-    parts: Callable[[], Iterable[Sequence[Problems]]],
+    parts: Callable[[], Iterable[Iterable[Sequence[Problems]]]],
     field: Field,
     temperatures: Sequence[float | Tensor],
     normalization: Normalization,
 ) -> BatchStatistics:
-    """S and lambda of a batch that is visited in parts, K sets each; twice, since lambda depends on S.
+    """S and lambda of a batch that is visited a part at a time, and each part a lot of sets at a time.
 
-    The same number of all-reduces as for one part: each rank may have parts of its own number and size.
+    All is visited twice, since lambda depends on S. Two all-reduces in all: each rank may have parts of its own number
+    and size, of the same K sets.
     """
 
-    def distances(problems: Problems, k: int) -> tuple[Tensor, Tensor]:
-        return GroupWalk([problems], 0, normalization).distances()
+    def distances(lot: Sequence[Problems], first: int) -> list[tuple[Tensor, Tensor]]:
+        return _by_set(lot, lambda sets, order: GroupWalk(sets, 0, normalization).distances())
 
-    def squares(problems: Problems, k: int) -> tuple[Tensor, Tensor]:
-        walk = GroupWalk([problems], len(temperatures), normalization)
-        walk.distances()
-        walk.set_scale(scale[k : k + 1])
-        return walk.couplings(field, temperatures, with_contact=False)
+    def squares(lot: Sequence[Problems], first: int) -> list[tuple[Tensor, Tensor]]:
+        def walk_on(sets: Sequence[Problems], order: list[int]) -> tuple[Tensor, Tensor]:
+            walk = GroupWalk(sets, len(temperatures), normalization)
+            walk.distances()
+            walk.set_scale(scale[[first + k for k in order]])
+            return walk.couplings(field, temperatures, with_contact=False)
+
+        return _by_set(lot, walk_on)
 
     scale = _mean_over_parts(parts(), distances, normalization)[:, 0]
     return BatchStatistics(scale, _mean_over_parts(parts(), squares, normalization))
 
 
 def _mean_over_parts(
-    parts: Iterable[Sequence[Problems]],
-    sums: Callable[[Problems, int], tuple[Tensor, Tensor]],
+    parts: Iterable[Iterable[Sequence[Problems]]],
+    sums: Callable[[Sequence[Problems], int], list[tuple[Tensor, Tensor]]],
     normalization: Normalization,
 ) -> Tensor:
-    """Sum over mass of all parts on all ranks, [K, T]; `sums` of one set of a part, and which of the K it is."""
+    """Sum over mass of all parts on all ranks, [K, T]; `sums` of a lot, and which of the K its first set is."""
     totals: list[tuple[Tensor, Tensor]] = []
-    for sets in parts:
-        with full_precision(sets[0].gen.device):
-            found = [sums(problems, k) for k, problems in enumerate(sets)]
+    for part in parts:
+        found: list[tuple[Tensor, Tensor]] = []
+        for lot in part:
+            with full_precision(lot[0].gen.device):
+                found += sums(lot, len(found))
         totals = [(a + x, b + y) for (a, b), (x, y) in zip(totals, found, strict=True)] if totals else found
     if not totals:
         raise ValueError("parts must be at least one, got none")
     return global_mean(totals, normalization.group)
+
+
+def _by_set(
+    lot: Sequence[Problems], sums: Callable[[Sequence[Problems], list[int]], tuple[Tensor, Tensor]]
+) -> list[tuple[Tensor, Tensor]]:
+    """Sums [1] or [1, T] and masses of each set of a lot; those of equal shape are processed side by side."""
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for order in _equal_in_shape(lot):
+        total, mass = sums([lot[k] for k in order], order)
+        found |= zip(
+            order,
+            zip(total.split_with_sizes([1] * len(order)), mass.split_with_sizes([1] * len(order)), strict=True),
+            strict=True,
+        )
+    return [found[k] for k in range(len(lot))]
 
 
 def _equal_in_shape(sets: Sequence[Problems]) -> list[list[int]]:

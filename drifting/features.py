@@ -15,7 +15,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from drifting.arguments import DriftInputs
+from drifting.engine import BatchStatistics
 from drifting.loss import DriftLoss, DriftTerms
+from drifting.scales import num_ranks
 
 FeatureEncoder = Callable[[Tensor], Mapping[str, Tensor]]
 """samples [K, *S] -> {key: [K, F, D]}, differentiable, its own parameters frozen."""
@@ -89,8 +91,8 @@ class FeatureDriftLoss(nn.Module):
         encoder: samples [K, *S] -> {key: [K, F, D]}; frozen by its owner, differentiable in its input.
         loss: the drifting loss applied to every feature.
         budget: working memory in bytes, per problem of the batch, that features processed together may hold; None
-            processes all of them together. Ranks exchange statistics twice for each lot: a larger budget means fewer
-            exchanges. It depends on no rank's number of problems, so that every rank has the same lots.
+            processes all of them together. It depends on no rank's number of problems: every rank has the same lots.
+            Ranks exchange the statistics of all lots at once, twice in a step, and visit each lot twice for it.
     """
 
     def __init__(self, encoder: FeatureEncoder, loss: DriftLoss, budget: int | None = 64 * 2**20) -> None:
@@ -112,7 +114,9 @@ class FeatureDriftLoss(nn.Module):
     ) -> Tensor:
         """Total loss, []; arguments as in `terms`."""
         inputs = self.inputs(gen, pos, neg, neg_weight, self_ref)
-        losses = [loss for lot in self.lots(inputs, len(gen)) for loss in self.loss.joint_losses(lot)]
+        losses = [
+            loss for lot, known in self._lots_known(inputs, len(gen)) for loss in self.loss.joint_losses(lot, known)
+        ]
         return torch.stack([loss.mean() for loss in losses]).sum()
 
     def terms(
@@ -139,7 +143,9 @@ class FeatureDriftLoss(nn.Module):
                 features of other keys than the encoder's.
         """
         inputs = self.inputs(gen, pos, neg, neg_weight, self_ref)
-        terms = [term for lot in self.lots(inputs, len(gen)) for term in self.loss.joint_terms(lot)]
+        terms = [
+            term for lot, known in self._lots_known(inputs, len(gen)) for term in self.loss.joint_terms(lot, known)
+        ]
         return dict(zip(inputs, terms, strict=True))
 
     @torch.no_grad()
@@ -198,6 +204,16 @@ class FeatureDriftLoss(nn.Module):
             lot.append(given)
             held += size
         yield lot
+
+    def _lots_known(
+        self, inputs: Mapping[str, DriftInputs], num_problems: int
+    ) -> Iterator[tuple[list[DriftInputs], BatchStatistics | None]]:
+        """Lots and, where several ranks share several lots, their statistics: else each lot would exchange its own."""
+        lots = list(self.lots(inputs, num_problems))
+        if len(lots) == 1 or num_ranks(self.loss.process_group) == 1:
+            return ((lot, None) for lot in lots)
+        statistics = self.loss.joint_statistics(lambda: [lots])
+        return zip(lots, statistics.split([len(lot) for lot in lots]), strict=True)
 
     def _problems(self, samples: Tensor) -> dict[str, Tensor]:
         """Features of samples [B, K, *S] as problems: {key: [B F, K, D]}."""

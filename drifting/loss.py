@@ -170,11 +170,11 @@ class DriftLoss(nn.Module):
         ]
 
     @outside_graph
-    def joint_terms(self, inputs: Sequence[DriftInputs]) -> list[DriftTerms]:
+    def joint_terms(self, inputs: Sequence[DriftInputs], statistics: BatchStatistics | None = None) -> list[DriftTerms]:
         """Terms of K sets of problems; see `joint_losses`."""
         whole = self._whole(inputs)
         problems = [given.problems() for given in whole]
-        drifts = self._own(self._drifts(whole, problems, with_contact=True))
+        drifts = self._own(self._drifts(whole, problems, with_contact=True, statistics=statistics))
         return [
             DriftTerms(
                 loss=_frozen_target_loss(given.gen, drift, drift_is_ours=False),
@@ -187,12 +187,15 @@ class DriftLoss(nn.Module):
         ]
 
     @outside_graph
-    def joint_statistics(self, parts: Callable[[], Iterable[Sequence[DriftInputs]]]) -> BatchStatistics:
-        """Statistics of K sets of problems that come in parts; `parts` is called twice, for the same parts."""
+    def joint_statistics(self, parts: Callable[[], Iterable[Iterable[Sequence[DriftInputs]]]]) -> BatchStatistics:
+        """Statistics of K sets of problems that come in parts, each part a lot of sets at a time.
 
-        def problems() -> Iterator[list[Problems]]:
-            for inputs in parts():
-                yield [given.problems() for given in self._whole(inputs)]
+        `parts` is called twice, for the same parts. Two all-reduces, whatever the number of parts and lots.
+        """
+
+        def problems() -> Iterator[Iterator[list[Problems]]]:
+            for part in parts():
+                yield ([given.problems() for given in self._whole(lot)] for lot in part)
 
         return batch_statistics(problems, self.field, self._values(), self.normalization)
 

@@ -25,6 +25,11 @@ class Extent(Enum):
     """One generated sample. Its feature scale leaves out the sample itself and extra negatives."""
 
 
+def num_ranks(group: ProcessGroup | None = None) -> int:
+    """Ranks that share a batch; 1 when torch.distributed is not initialised. `group=None` means the default group."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
 def global_sum(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """Sum of `x` over ranks, elementwise, any shape; `x` itself when torch.distributed is not initialised.
 

@@ -53,10 +53,11 @@ def _gather(tensors: Sequence[Tensor], group: ProcessGroup) -> list[Tensor]:
     for dtype in dict.fromkeys(x.dtype for x in tensors):
         indices = [index for index, x in enumerate(tensors) if x.dtype == dtype]
         flat = torch.cat([tensors[index].reshape(-1) for index in indices])
-        received = flat.new_empty(ranks * flat.numel())
-        dist.all_gather_into_tensor(received, flat, group=group)
+        received = flat.new_empty(ranks, flat.numel())
+        # The list form: the one into a tensor has another name in every other release of torch.
+        dist.all_gather(list(received.unbind()), flat, group=group)
         sizes = [tensors[index].numel() for index in indices]
-        for index, parts in zip(indices, received.view(ranks, -1).split_with_sizes(sizes, dim=1), strict=True):
+        for index, parts in zip(indices, received.split_with_sizes(sizes, dim=1), strict=True):
             shape = tensors[index].shape
             whole[index] = parts.reshape(ranks, *shape).transpose(0, 1).reshape(shape[0], ranks * shape[1], *shape[2:])
     return [whole[index] for index in range(len(tensors))]

@@ -255,7 +255,7 @@ def test_the_budget_does_not_change_the_result(with_ref):
         loss = DriftLoss()
         features = FeatureDriftLoss(many_features, loss, budget=budget)
         joint, lots[name] = loss.joint_losses, []
-        loss.joint_losses = lambda sets, joint=joint, sizes=lots[name]: sizes.append(len(sets)) or joint(sets)
+        loss.joint_losses = lambda sets, known, joint=joint, sizes=lots[name]: sizes.append(len(sets)) or joint(sets)
         results[name] = (*value_and_gradient(features, gen, pos, neg, **named), features.terms(gen, pos, neg, **named))
     assert lots["one at a time"] == [1] * 12 and lots["all"] == lots["default"] == [12]
     assert 1 < len(lots["a few"]) < 12 and sum(lots["a few"]) == 12
@@ -275,7 +275,7 @@ def test_lots_do_not_depend_on_the_number_of_problems():
     for batch in (1, 2, 7):
         loss, sizes = DriftLoss(), []
         joint = loss.joint_losses
-        loss.joint_losses = lambda sets, joint=joint, sizes=sizes: sizes.append(len(sets)) or joint(sets)
+        loss.joint_losses = lambda sets, known, joint=joint, sizes=sizes: sizes.append(len(sets)) or joint(sets)
         gen, pos, _ = samples(batch)
         FeatureDriftLoss(many_features, loss, budget=5000)(gen, pos)
         lots.append(sizes)

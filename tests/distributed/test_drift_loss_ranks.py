@@ -1,13 +1,14 @@
 """Two ranks with uneven shares of the problems give the loss and gradients of one process. gloo, CPU."""
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from drifting import DriftLoss, MeanShift, Sinkhorn
+from drifting import DriftLoss, FeatureDriftLoss, MeanShift, Sinkhorn
 
 SHARES = (slice(0, 3), slice(3, 4))  # problems of rank 0 and rank 1
 LOSSES = {
@@ -44,11 +45,35 @@ def evaluate(share: slice, settings: dict, group: dist.ProcessGroup | None = Non
     }
 
 
+def features(samples: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Six features of three shapes, so that lots of several sets and of one exist."""
+    views = {f"map{i}": (samples * i).sin()[:, None, : 3 + i % 2] for i in range(1, 5)}
+    return views | {"narrow": samples[:, None, :2], "places": samples.unflatten(1, (5, 1)).expand(-1, -1, 3)}
+
+
+def evaluate_features(share: slice, budget: int | None) -> dict[str, torch.Tensor]:
+    """Sum over problems of the loss of several features, its gradient, the statistics, and how often ranks met."""
+    given = arguments(share)
+    given["gen"].requires_grad_()
+    loss = FeatureDriftLoss(features, DriftLoss(), budget=budget)
+    with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as reduce:
+        total = loss(**given) * len(given["gen"])
+    total.backward()
+    terms = loss.terms(**given)
+    statistics = {f"rms {key}": term.drift_rms for key, term in terms.items()}
+    meetings = torch.tensor(float(reduce.call_count))
+    return {"loss": total.detach()[None], "gradient": given["gen"].grad, "meetings": meetings, **statistics}
+
+
+BUDGETS = {"one at a time": 1, "a few": 1500, "all": None}
+
+
 def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     results = {name: evaluate(SHARES[rank], settings) for name, settings in LOSSES.items()}
+    results |= {name: evaluate_features(SHARES[rank], budget) for name, budget in BUDGETS.items()}
     alone = [dist.new_group([r]) for r in range(2)][rank]
     results["alone"] = evaluate(SHARES[rank], {}, alone)
     torch.save(results, f"{folder}/rank{rank}.pt")
@@ -75,6 +100,19 @@ def test_uneven_ranks_equal_one_process(ranks, name):
     for key in ("scale", "drift_rms"):
         for rank in ranks:
             torch.testing.assert_close(rank[name][key], whole[key], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_features_in_any_number_of_lots_meet_twice_and_equal_one_process(ranks, name):
+    whole = evaluate_features(slice(0, 4), None)
+    gradient = torch.cat([rank[name]["gradient"] for rank in ranks])
+    torch.testing.assert_close(gradient, whole["gradient"], rtol=0, atol=2e-6 * float(whole["gradient"].abs().max()))
+    torch.testing.assert_close(sum(rank[name]["loss"] for rank in ranks), whole["loss"], rtol=1e-6, atol=0)
+    for rank in ranks:
+        assert rank[name]["meetings"] == 2
+        for key in whole:
+            if key.startswith("rms"):
+                torch.testing.assert_close(rank[name][key], whole[key], rtol=1e-5, atol=0)
 
 
 def test_a_group_of_its_own_makes_a_rank_independent(ranks):
