@@ -120,8 +120,10 @@ def estimate(recipe: Recipe, plan: Plan, gpus: int, machine: Machine) -> Estimat
     generator = generated * (counted.generate_both_ways + extra_generator * counted.generate) / machine.generator_flops
     encoder = generated * (counted.encode_both_ways + extra_encoder * counted.encode) / encoder_flops
     references = real * counted.encode * (1 if plan.stored_references else visits) / encoder_flops
-    loss = visits * labels * counted.loss / machine.loss_flops
-    features = visits * machine.feature_passes * (labels * recipe.G + real) * counted.values * 4
+    # Statistics first, of all parts and lots: both are visited three times.
+    loss_visits = 3 if max(parts, counted.lots) > 1 and gpus > 1 else 1
+    loss = loss_visits * labels * counted.loss / machine.loss_flops
+    features = loss_visits * machine.feature_passes * (labels * recipe.G + real) * counted.values * 4
     kept = state(recipe, plan.options.bf16_encoder)
     over = {"ddp": 1, "fsdp": gpus, "hsdp": min(gpus, machine.gpus_per_node)}[plan.mode]
     update = 2 * (kept.weights + kept.gradients + kept.optimizer + kept.averages) / over
@@ -131,10 +133,10 @@ def estimate(recipe: Recipe, plan: Plan, gpus: int, machine: Machine) -> Estimat
     exchanges = gradient_exchange(
         skeleton(recipe), plan.mode, gpus, shard=machine.gpus_per_node, gathered=BF16, passes=passes
     )
-    # The statistics of a batch in parts are exchanged once for all features.
-    blocking = loss_exchange(counted.keys, len(TEMPERATURES), gpus, counted.lots if parts == 1 else 1)
+    # The statistics of a batch are exchanged once for all its parts and features.
+    blocking = loss_exchange(counted.keys, len(TEMPERATURES), gpus)
     if shared_by > 1:
-        blocking += visits * generated_exchange(labels, recipe.G, counted.values, shared_by, counted.lots)
+        blocking += generated_exchange(labels, recipe.G, counted.values, shared_by, max(parts, counted.lots))
     hidden = sum(seconds(each, gpus, machine) for each in exchanges)
     waited = sum(seconds(each, gpus, machine) for each in blocking)
     # Gradients travel during the last part's backward pass, gathered weights during all passes.

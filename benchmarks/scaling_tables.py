@@ -54,7 +54,7 @@ def recipe_traffic(recipe: Recipe, gpus: int, machine: Machine) -> dict[str, lis
         mode: gradient_exchange(skeleton(recipe), mode, gpus, shard=machine.gpus_per_node, gathered=2)
         for mode in ("ddp", "fsdp", "hsdp")
     }
-    always = loss_exchange(counted.keys, len(TEMPERATURES), gpus, counted.lots)
+    always = loss_exchange(counted.keys, len(TEMPERATURES), gpus)
     shared = generated_exchange(1, recipe.G, counted.values, 2, counted.lots)
     return gradients | {"every mode": always, "shard_generated, each label": shared}
 

@@ -31,17 +31,22 @@ class Exchange(NamedTuple):
     spread: int = 1  # payload lies on so many ranks, of which each exchanges its own part with its like
 
 
-def loss_exchange(keys: int, temperatures: int, ranks: int, lots: int = 1) -> list[Exchange]:
-    """Sum and mass of the distances of every feature, then of its drifts (`drifting.scales`); twice for each lot."""
+def loss_exchange(keys: int, temperatures: int, ranks: int) -> list[Exchange]:
+    """Sum and mass of the distances of every feature, then of its drifts (`drifting.scales`)."""
     return [
-        Exchange("feature scales S", "all-reduce", lots, FLOAT * keys * 2, ranks),
-        Exchange("drift RMS lambda", "all-reduce", lots, FLOAT * keys * (temperatures + 1), ranks),
+        Exchange("feature scales S", "all-reduce", 1, FLOAT * keys * 2, ranks),
+        Exchange("drift RMS lambda", "all-reduce", 1, FLOAT * keys * (temperatures + 1), ranks),
     ]
 
 
 def generated_exchange(labels: int, generated: int, values: int, ranks: int, lots: int = 1) -> list[Exchange]:
-    """Features of all generated samples of the labels that `ranks` share (`shard_generated`)."""
-    return [Exchange("generated features", "all-gather", lots, FLOAT * labels * generated * values, ranks)]
+    """Features of all generated samples of the labels that `ranks` share (`shard_generated`).
+
+    Several lots, or parts of a batch, are visited three times: twice for their statistics.
+    """
+    visits = 3 if lots > 1 else 1
+    payload = visits * FLOAT * labels * generated * values
+    return [Exchange("generated features", "all-gather", visits * lots, payload, ranks)]
 
 
 def gradient_exchange(

@@ -27,13 +27,13 @@ from drifting.training.draws import stream
 from drifting.training.ema import Ema
 from drifting.training.errors import ConfigError, TrainingError
 from drifting.training.launch import prepare
-from drifting.training.metrics_log import open_log
 from drifting.training.optimizer import build_optimizer, optimizer_step
 from drifting.training.parallelize import parallelize
 from drifting.training.random import seed_everything
 from drifting.training.run_dir import load_config, open_run
 from drifting.training.state import TrainState, every
 from drifting.training.stop import StopRequest
+from drifting.training.telemetry import Telemetry
 
 
 @dataclass
@@ -82,6 +82,7 @@ def main(config: MaeTrainingConfig) -> None:
     mae = MaskedAutoencoder(config.mae).to(world.device)
     ema = Ema(mae, config.ema.decays, warmup=config.ema.warmup)
     model = parallelize(mae, world, config.parallel, copies=ema.models)
+    telemetry = Telemetry(config.log, world)
     optimizer = build_optimizer(mae, config.optim)
     epochs = ShuffledEpochs(len(splits.train), config.run.seed)
     state = TrainState()
@@ -91,26 +92,31 @@ def main(config: MaeTrainingConfig) -> None:
     checkpoint.load_latest()
 
     steps = config.run.steps
-    log = open_log(run_dir, total=steps, start=state.step, main=world.is_main, show=["reconstruction", "accuracy"])
-    with StopRequest() as stop, log, checkpoint.in_background():
+    show = ["reconstruction", "accuracy"]
+    loop = telemetry.loop(run_dir, model, total=steps, start=state.step, show=show, config=config)
+    with StopRequest() as stop, loop, checkpoint.in_background():
         while state.step < steps:
-            batch = splits.train.subset(epochs.take(config.batch)[own])
-            images = batch.images.to(world.device)
-            terms = model(
-                images,
-                batch.labels.to(world.device) if config.mae.num_classes else None,
-                classification_weight=config.weight_at(state.step),
-                mask=draw_mask(config, state.step, images)[own],
-            )
+            with telemetry.waiting_for("training images"):
+                batch = splits.train.subset(epochs.take(config.batch)[own])
+                images = batch.images.to(world.device)
+            with telemetry.region("forward"):
+                terms = model(
+                    images,
+                    batch.labels.to(world.device) if config.mae.num_classes else None,
+                    classification_weight=config.weight_at(state.step),
+                    mask=draw_mask(config, state.step, images)[own],
+                )
             loss = terms.loss.mean() * weight
-            grad_norm = optimizer_step(loss, mae, optimizer, config.optim, step=state.step, total_steps=steps)
+            with telemetry.region("backward"):
+                grad_norm = optimizer_step(loss, mae, optimizer, config.optim, step=state.step, total_steps=steps)
             ema.update(mae)
             state.step += 1
+            telemetry.step(config.batch)
             if every(config.log.every, state.step, last=steps):
                 figures = {"reconstruction": terms.reconstruction.mean()}
                 if terms.correct is not None:
                     figures["accuracy"] = terms.correct.float().mean()
-                log.write(state.step, world.mean(figures, weight) | {"grad_norm": grad_norm})
+                telemetry.write(state.step, world.mean(figures, weight) | {"grad_norm": grad_norm})
             stopping = stop.requested()
             if stopping or every(config.checkpoint.every, state.step, last=steps):
                 checkpoint.save(state.step)

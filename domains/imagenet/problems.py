@@ -6,7 +6,7 @@ Shapes: c classes of this rank; B problems, c or, in twin problems, 2 c, the sec
 G_r generated samples of each on this rank, P positives, N unconditional samples, samples [C, H, W].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -22,7 +22,9 @@ from drifting.accumulation import backward_in_parts
 from drifting.features import total_loss
 from drifting.training.draws import stream
 from drifting.training.errors import ConfigError
+from drifting.training.flops import training_flops
 from drifting.training.parallelize import unsynchronized, weigh_gradient
+from drifting.training.telemetry import Telemetry
 from drifting.training.world import World
 
 
@@ -40,7 +42,7 @@ class StepProblems:
     twins: bool
     weight: float
 
-    def arguments(self, model: nn.Module) -> dict[str, Any]:
+    def arguments(self, model: Callable[..., Tensor]) -> dict[str, Any]:
         """Of the drifting loss: generated samples [B, G_r, C, H, W], and what they are held against."""
         count = self.noise.shape[1]
         condition = [self.labels.repeat_interleave(count), self.alpha.repeat_interleave(count)]
@@ -95,6 +97,21 @@ class ProblemDraws:
                 f"rank's step, got {queue.push_per_step}"
             )
 
+    @property
+    def images_per_step(self) -> int:
+        """Generated images of a step, of all ranks together."""
+        return self.drift.classes_per_step * (2 if self.drift.twins else 1) * self.drift.num_generated
+
+    def flops(self, encoder: nn.Module) -> int:
+        """FLOPs of a step's networks on this rank, forward and backward; nothing is computed."""
+        labels = torch.zeros(1, dtype=torch.long)
+        noise, style = self._noise(0, [0], self.real.image_shape)
+        inputs = [noise[0, :1], labels, torch.ones(1), *([] if style is None else [style[0, :1]])]
+        problems = (self.own.stop - self.own.start) * (2 if self.drift.twins else 1)
+        generated = problems * (self.own_samples.stop - self.own_samples.start)
+        references = problems * (self.drift.num_positive + self.drift.num_unconditional)
+        return training_flops(self.generator, inputs, encoder, generated=generated, references=references)
+
     def draw(self, step: int) -> StepProblems:
         """The problems of update `step`, with real samples as the queues hold them now."""
         labels, alpha = self._classes(step)
@@ -144,22 +161,40 @@ class ProblemDraws:
 
 
 def backward(
-    model: nn.Module, drift_loss: FeatureDriftLoss, batch: StepProblems, *, parts: int, with_terms: bool
+    model: nn.Module,
+    drift_loss: FeatureDriftLoss,
+    batch: StepProblems,
+    telemetry: Telemetry,
+    *,
+    parts: int,
+    with_terms: bool,
 ) -> tuple[Tensor, dict[str, DriftTerms]]:
     """Add the gradient of the loss to the parameters; this rank's loss, [], and its terms.
 
-    In several parts the terms, if asked for, are those of the first part on each rank, with statistics of their own.
+    In several parts the terms, if asked for, are those of the first part on each rank, with statistics of their own,
+    and the backward passes are timed as the loss.
     """
+    generator = telemetry.wrap("generator", model)
     if parts == 1:
-        # Diagnostics are work of their own: only where somebody reads them.
-        terms = drift_loss.terms(**batch.arguments(model)) if with_terms else {}
-        loss = total_loss(terms) if with_terms else drift_loss(**batch.arguments(model))
-        loss.backward()  # type: ignore[no-untyped-call]
+        with telemetry.region("loss"):
+            arguments = batch.arguments(generator)
+            # Diagnostics are work of their own: only where somebody reads them.
+            terms = drift_loss.terms(**arguments) if with_terms else {}
+            loss = total_loss(terms) if with_terms else drift_loss(**arguments)
+        with telemetry.region("backward"):
+            loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), terms
-    pieces = batch.split(parts)
-    terms = {}
-    if with_terms:
-        with torch.no_grad():
-            terms = drift_loss.terms(**pieces[0].arguments(model))
-    calls = [partial(piece.arguments, model) for piece in pieces]
-    return backward_in_parts(drift_loss, calls, unsynchronized=partial(unsynchronized, model)), terms
+    with telemetry.region("loss"):
+        terms = next(terms_of_parts(generator, drift_loss, batch, parts)) if with_terms else {}
+        calls = [partial(piece.arguments, generator) for piece in batch.split(parts)]
+        return backward_in_parts(drift_loss, calls, unsynchronized=partial(unsynchronized, model)), terms
+
+
+def terms_of_parts(
+    model: Callable[..., Tensor], drift_loss: FeatureDriftLoss, batch: StepProblems, parts: int
+) -> Iterator[dict[str, DriftTerms]]:
+    """Terms of one part after another, without gradients, with statistics of their own."""
+    for piece in batch.split(parts):
+        with torch.no_grad():  # left before the caller goes on
+            terms = drift_loss.terms(**piece.arguments(model))
+        yield terms

@@ -97,6 +97,11 @@ class RealSamples:
         while bool((self.positives.count < num_positive).any()) or int(self.unconditional.count) < num_unconditional:
             self.push(len(data))
 
+    @property
+    def image_shape(self) -> torch.Size:
+        """C, H, W."""
+        return self.positives.samples.shape[2:]
+
     def push(self, n: int) -> None:
         """Push the next n real samples into both queues; with queues of its own, every rank n others."""
         own = self.epochs.take(n * self.ranks)[n * self.rank : n * (self.rank + 1)]

@@ -8,6 +8,7 @@
 The same command continues a stopped run. Everything it writes lies in runs/<run.name>.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,22 +20,25 @@ from domains.imagenet.encoders import MaeFeatures, PixelFeatures
 from domains.imagenet.evaluate import check_enough_samples, report
 from domains.imagenet.pictures import save_curves
 from domains.imagenet.pretrain_mae import load_mae
-from domains.imagenet.problems import ProblemDraws, backward
+from domains.imagenet.problems import ProblemDraws, backward, terms_of_parts
 from domains.imagenet.real_samples import RealSamples
 from drifting import DriftTerms, FeatureDriftLoss
 from drifting.training.checkpoint import Checkpoint
 from drifting.training.command_line import command
+from drifting.training.drift_figures import drift_rms_by_feature
 from drifting.training.ema import Ema
 from drifting.training.errors import ConfigError
 from drifting.training.fingerprint import Fingerprint
 from drifting.training.launch import prepare
-from drifting.training.metrics_log import open_log, read_metrics
+from drifting.training.metrics_log import read_metrics
+from drifting.training.nonfinite_report import naming_features
 from drifting.training.optimizer import apply_gradient, build_optimizer
 from drifting.training.parallelize import parallelize
 from drifting.training.random import seed_everything
 from drifting.training.run_dir import open_run
 from drifting.training.state import TrainState, every
 from drifting.training.stop import StopRequest
+from drifting.training.telemetry import Telemetry
 from drifting.training.world import World
 
 
@@ -61,10 +65,11 @@ def main(config: ImagenetConfig) -> None:
     )
     generator = config.generator.build().to(world.device)
     problems = ProblemDraws(config, real, generator, NUM_CLASSES, world)
+    telemetry = Telemetry(config.log, world, flops=partial(problems.flops, encoder))
     ema = Ema(generator, config.ema.decays, warmup=config.ema.warmup)
     model = parallelize(generator, world, config.parallel, copies=ema.models)
     optimizer = build_optimizer(generator, config.optim)
-    drift_loss = FeatureDriftLoss(encoder, config.drift.build())
+    drift_loss = FeatureDriftLoss(telemetry.wrap("encoder", encoder), config.drift.build())
     drift_loss.loss.shard_generated = world.generated
     state = TrainState()
 
@@ -84,21 +89,27 @@ def main(config: ImagenetConfig) -> None:
     steps = config.run.steps
     world.say(f"{len(splits.train)} training images, {steps - state.step} steps to go, into {run_dir}")
     world.say("watch drift_rms and spread (generated / real, 1 is right): the loss is nearly constant by construction")
-    log = open_log(run_dir, total=steps, start=state.step, main=world.is_main, show=["drift_rms", "spread"])
-    with StopRequest() as stop, log, checkpoint.in_background():
+    show = ["drift_rms", "spread"]
+    loop = telemetry.loop(run_dir, model, total=steps, start=state.step, show=show, config=config)
+    with StopRequest() as stop, loop, checkpoint.in_background():
         while state.step < steps:
             logged = every(config.log.every, state.step + 1, last=steps)
-            real.push(config.queue.push_per_step)
-            batch = problems.draw(state.step)
+            with telemetry.waiting_for("training images"):
+                real.push(config.queue.push_per_step)
+                batch = problems.draw(state.step)
             optimizer.zero_grad()
-            loss, terms = backward(model, drift_loss, batch, parts=config.parallel.parts, with_terms=logged)
-            grad_norm = apply_gradient(loss, generator, optimizer, config.optim, step=state.step, total_steps=steps)
+            parts = config.parallel.parts
+            loss, terms = backward(model, drift_loss, batch, telemetry, parts=parts, with_terms=logged)
+            with naming_features(partial(terms_of_parts, model, drift_loss, batch, parts), config.drift.temperatures):
+                grad_norm = apply_gradient(loss, generator, optimizer, config.optim, step=state.step, total_steps=steps)
             ema.update(generator)
             state.step += 1
+            telemetry.step(problems.images_per_step)
             if logged:
                 figures = convergence(terms, config.drift.temperatures, world, batch.weight)
+                figures |= drift_rms_by_feature(terms, config.drift.temperatures)
                 figures |= world.mean({"loss": loss}, batch.weight)
-                log.write(state.step, figures | {"grad_norm": grad_norm})
+                telemetry.write(state.step, figures | {"grad_norm": grad_norm})
             stopping = stop.requested()
             if stopping or every(config.checkpoint.every, state.step, last=steps):
                 checkpoint.save(state.step)

@@ -23,13 +23,15 @@ from drifting.training.draws import seed_of
 from drifting.training.ema import Ema
 from drifting.training.errors import ConfigError
 from drifting.training.launch import prepare
-from drifting.training.metrics_log import open_log, read_metrics
+from drifting.training.metrics_log import read_metrics
+from drifting.training.nonfinite_report import naming_features
 from drifting.training.optimizer import build_optimizer, optimizer_step
 from drifting.training.parallelize import parallelize
 from drifting.training.random import seed_everything
 from drifting.training.run_dir import open_run
 from drifting.training.state import TrainState, every
 from drifting.training.stop import StopRequest
+from drifting.training.telemetry import Telemetry
 from drifting.training.world import World
 
 EVALUATED = 3000  # samples of each set behind the table's figures
@@ -83,6 +85,7 @@ def train(config: ToyConfig, run_dir: Path, world: World) -> tuple[torch.nn.Modu
     model = parallelize(generator, world, config.parallel, copies=ema.models)
     optimizer = build_optimizer(generator, config.optim)
     steps = config.run.steps
+    telemetry = Telemetry(config.log, world)
     film = Film(draw_noise(config.film.points, config).to(world.device), geometric_steps(steps, config.film.frames))
     state = TrainState()
     checkpoint = Checkpoint(
@@ -91,23 +94,32 @@ def train(config: ToyConfig, run_dir: Path, world: World) -> tuple[torch.nn.Modu
     if checkpoint.load_latest() is None:
         film.record(0, ema.model())
 
-    log = open_log(run_dir, total=steps, start=state.step, show=list(TARGETS), main=world.is_main)
-    with StopRequest() as stop, log, checkpoint.in_background():
+    loop = telemetry.loop(run_dir, model, total=steps, start=state.step, show=list(TARGETS), config=config)
+    with StopRequest() as stop, loop, checkpoint.in_background():
         while state.step < steps:
-            torch.manual_seed(seed_of(config.run.seed, "samples", state.step))  # the same on every rank
-            real = draw_real(config.drift.positives).to(world.device)
-            generated = model(draw_noise(config.drift.generated, config)[:, own].to(world.device))
-            terms = drift_loss.terms(generated, real)
+            with telemetry.waiting_for("samples of the targets"):
+                torch.manual_seed(seed_of(config.run.seed, "samples", state.step))  # the same on every rank
+                real = draw_real(config.drift.positives).to(world.device)
+                noise = draw_noise(config.drift.generated, config)[:, own].to(world.device)
+            with telemetry.region("generator"):
+                generated = model(noise)
+            with telemetry.region("loss"):
+                terms = drift_loss.terms(generated, real)
             # The sum: each network receives the gradient that it would receive alone.
-            grad_norm = optimizer_step(
-                terms.loss.sum(), generator, optimizer, config.optim, step=state.step, total_steps=steps
-            )
+            loss, progress = terms.loss.sum(), {"step": state.step, "total_steps": steps}
+            with (
+                telemetry.region("backward"),
+                naming_features(lambda terms=terms: [{"plane": terms}], drift_loss.temperatures),
+            ):
+                grad_norm = optimizer_step(loss, generator, optimizer, config.optim, **progress)
             ema.update(generator)
             state.step += 1
+            telemetry.step(len(TARGETS) * config.drift.generated)
             film.record(state.step, ema.model())
             if every(config.log.every, state.step, last=steps):
                 drifts = world.mean(dict(zip(TARGETS, terms.loss, strict=True)))
-                log.write(state.step, {**drifts, "grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"]})
+                lr = optimizer.param_groups[0]["lr"]
+                telemetry.write(state.step, {**drifts, "grad_norm": grad_norm, "lr": lr})
             stopping = stop.requested()
             if stopping or every(config.checkpoint.every, state.step, last=steps):
                 checkpoint.save(state.step)

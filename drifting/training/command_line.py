@@ -46,8 +46,9 @@ def command(
 ) -> Callable[[Callable[[Schema], None]], Callable[[], None]]:
     """Decorate `main(config)` so that `main()` composes `configs`/`config_name`.yaml with the command line's overrides.
 
-    The schema is registered as `<config_name>_schema`. A TrainingError ends the process with its message and status 1;
-    Hydra reports its own composition errors likewise; any other exception is a bug and keeps its traceback.
+    The schema is registered as `<config_name>_schema`; `--profile` is short for log.profile=true. A TrainingError ends
+    the process with its message and status 1; Hydra reports its own composition errors likewise; any other exception is
+    a bug and keeps its traceback.
     """
 
     def decorate(main: Callable[[Schema], None]) -> Callable[[], None]:
@@ -62,6 +63,7 @@ def command(
         def entry() -> None:
             ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
             folder = str(configs.resolve())
+            sys.argv[1:] = ["log.profile=true" if word == "--profile" else word for word in sys.argv[1:]]
             hydra.main(config_path=folder, config_name=config_name, version_base="1.3")(run)()
 
         return entry

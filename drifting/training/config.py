@@ -27,6 +27,7 @@ Schema = TypeVar("Schema")
 SCHEDULES = ("constant", "cosine")
 MODES = ("single", "ddp", "fsdp", "hsdp")
 PRECISIONS = ("float32", "bfloat16")
+TRACKERS = ("none", "wandb", "trackio")
 
 
 def require(holds: bool, key: str, expected: str, given: object) -> None:
@@ -151,12 +152,30 @@ class CheckpointConfig:
 
 @dataclass
 class LogConfig:
-    """Figures are fetched from the device and written every `every` steps."""
+    """What a run tells, without effect on what it trains; figures are fetched and written every `every` steps.
+
+    `tracker`: wandb or trackio beside metrics.jsonl and TensorBoard, in `project`. `profile` writes a profiler's trace
+    of a few steps. `peak_flops`: FLOP/s of one device, for MFU; null takes those of a known GPU. A rank that waits for
+    data says so after `stall_warning` seconds and ends after `stall_limit`, null never.
+    """
 
     every: int = 10
+    tracker: str = "none"
+    project: str = "drifting"
+    profile: bool = False
+    peak_flops: float | None = None
+    stall_warning: float = 60.0
+    stall_limit: float | None = 1800.0
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "log.every", "at least 1", self.every)
+        require(self.tracker in TRACKERS, "log.tracker", ", ".join(TRACKERS), self.tracker)
+        peak = self.peak_flops is None or 0 < self.peak_flops < math.inf
+        require(peak, "log.peak_flops", "positive and finite, or null", self.peak_flops)
+        require(0 < self.stall_warning < math.inf, "log.stall_warning", "positive, in seconds", self.stall_warning)
+        ends = self.stall_limit is None or self.stall_warning < self.stall_limit < math.inf
+        expected = f"above log.stall_warning = {self.stall_warning}, or null"
+        require(ends, "log.stall_limit", expected, self.stall_limit)
 
 
 def typed(config: DictConfig | Mapping[str, Any], schema: type[Schema]) -> Schema:

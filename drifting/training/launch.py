@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from drifting.training.config import ParallelConfig, RunConfig
 from drifting.training.errors import ConfigError, OtherRankError
 from drifting.training.launcher import Placement, read_placement
+from drifting.training.ranks import Ranks
 from drifting.training.world import World
 
 
@@ -45,7 +46,8 @@ def prepare(run: RunConfig, parallel: ParallelConfig | None = None) -> World:
     torch.use_deterministic_algorithms(run.deterministic)
     if parallel.mode == "single":
         return World(device)
-    _join(placement, device, parallel.timeout)
+    Ranks.timeout = timedelta(seconds=parallel.timeout)
+    _join(placement, device)
     shared = parallel.shard_generated
     return World(
         device,
@@ -110,12 +112,12 @@ def _device(asked: str, placement: Placement) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _join(placement: Placement, device: torch.device, seconds: float) -> None:
+def _join(placement: Placement, device: torch.device) -> None:
     """The default process group; one that is there already is used, so that tests start their ranks once."""
     if dist.is_initialized():
         return
     backend, bound = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
-    timeout = timedelta(seconds=seconds)
+    timeout = Ranks.timeout
     if not placement.address:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout, device_id=bound)

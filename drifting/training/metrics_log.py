@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from drifting.training.atomic_file import replace_text
 from drifting.training.errors import RunDirError
+from drifting.training.step_timer import is_timing
 from drifting.training.trackers import Tracker, open_tracker
 
 # Seconds between two plain lines, so that a batch job's output stays readable.
@@ -154,10 +155,16 @@ def open_log(
     return MetricsLog(run_dir, total=total, start=start, show=show, tracker=opened)
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line cut by a kill is left out, no file is no lines."""
+def read_metrics(run_dir: Path, *, timings: bool = True) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; a last line cut by a kill is left out, no file is no lines.
+
+    Without `timings` what is left is the same in every run of the same command.
+    """
     path = run_dir / "metrics.jsonl"
-    return _parse(path, path.read_text(encoding="utf-8")) if path.exists() else []
+    lines = _parse(path, path.read_text(encoding="utf-8")) if path.exists() else []
+    if timings:
+        return lines
+    return [{key: line[key] for key in line if key != "seconds" and not is_timing(key)} for line in lines]
 
 
 def _fetch(figures: Mapping[str, float | Tensor]) -> dict[str, float]:

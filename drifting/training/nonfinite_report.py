@@ -1,12 +1,13 @@
 """Where NaN or infinity came from: feature, temperature and rank, the same message on every rank.
 
-    with naming_features(terms, drift_loss.loss.temperatures):
+    with naming_features(lambda: [drift_loss.terms(**batch)], drift_loss.loss.temperatures):
         grad_norm = optimizer_step(...)          # raises NonFiniteError on every rank at the same step
 
-Nothing is added to a step that is finite. After a failure ranks exchange one small tensor.
+Nothing is added to a step that is finite. After a failure the terms are computed, once more if need be, and ranks
+exchange a small tensor for each.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,13 +25,24 @@ GENERATED, POSITIVE, LOSS, TEMPERATURES = 0, 1, 2, 3  # columns of the flags; te
 
 @contextmanager
 def naming_features(
-    terms: Mapping[str, DriftTerms], temperatures: Sequence[object], group: ProcessGroup | None = None
+    terms: Callable[[], Iterable[Mapping[str, DriftTerms]]],
+    temperatures: Sequence[object],
+    group: ProcessGroup | None = None,
 ) -> Iterator[None]:
-    """Add `nonfinite_report` to a NonFiniteError from inside, which every rank of `group` must raise at once."""
+    """Add `nonfinite_report` to a NonFiniteError from inside, which every rank of `group` must raise at once.
+
+    Args:
+        terms: gives those of the step, of one part of the batch after another; called after a failure only, without
+            gradients. Every rank must have as many parts.
+        temperatures: of the loss.
+        group: of ranks; None: the default group.
+    """
     try:
         yield
     except NonFiniteError as error:
-        report = nonfinite_report(terms, temperatures, group)
+        with torch.no_grad():
+            reports = (nonfinite_report(part, temperatures, group) for part in terms())
+            report = next(filter(None, reports), "")
         raise NonFiniteError(f"{error} {report}" if report else str(error)) from error
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.distributed as dist
@@ -16,14 +16,16 @@ from torch import Tensor
 
 from drifting.training.errors import TrainingError
 
-# The longest that one rank waits for another: for the slowest to write its part of a checkpoint, say.
-TIMEOUT = timedelta(minutes=10)
-
 
 @dataclass(frozen=True)
 class Ranks:
-    """Process number `rank` of `count`; without a group it is alone, and every message is its own."""
+    """Process number `rank` of `count`; without a group it is alone, and every message is its own.
 
+    `timeout` is the longest that one rank waits for another: for the slowest to write its part of a checkpoint, say.
+    `prepare` sets it, for the whole process, to parallel.timeout.
+    """
+
+    timeout: ClassVar[timedelta] = timedelta(minutes=10)
     rank: int = 0
     count: int = 1
     group: dist.ProcessGroup | None = None
@@ -36,7 +38,7 @@ class Ranks:
         """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return cls()
-        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        group = dist.new_group(backend="gloo", timeout=cls.timeout)
         return cls(dist.get_rank(), dist.get_world_size(), cast(dist.ProcessGroup, group))
 
     @property

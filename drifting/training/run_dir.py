@@ -28,14 +28,16 @@ RESOLVED, ENVIRONMENT, LOCK = "resolved.yaml", "environment.json", ".lock"
 LOCATION = "run.root"
 # How ranks share the work, which leaves the result alone.
 SHARING = tuple(f"parallel.{entry.name}" for entry in fields(ParallelConfig) if entry.name != "precision")
+# What a run tells of itself.
+LOG = "log"
 
 
 def open_run(run: RunConfig, config: object, *, free: str | None = None) -> Path:
     """Make `<run.root>/<run.name>` for the root dataclass `config`, or continue it; locked until this process ends.
 
-    `free` names a section that may differ when a run is continued, as it does not touch what is trained; nor does how
-    ranks share the work, but for the precision. With many ranks rank 0 does it, and every rank returns when it is done;
-    a collective call.
+    `free` names a section that may differ when a run is continued, as it does not touch what is trained; nor does
+    `log`, nor how ranks share the work, but for the precision. With many ranks rank 0 does it, and every rank returns
+    when it is done; a collective call.
 
     Raises RunDirError, and changes nothing, if the folder holds other files, another configuration, or another process.
     """
@@ -110,7 +112,7 @@ def _refuse_other(run_dir: Path, saved: dict[str, Any], asked: dict[str, Any], f
         f"  {key}: {saved.get(key, absent)} -> {asked.get(key, absent)}"
         for key in sorted(saved.keys() | asked.keys())
         if key not in (LOCATION, *SHARING)
-        and key.partition(".")[0] != free
+        and key.partition(".")[0] not in (free, LOG)
         and saved.get(key, absent) != asked.get(key, absent)
     ]
     if differing:

@@ -32,6 +32,16 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
+def is_timing(name: str) -> bool:
+    """Whether a figure of `StepTimer` is called so: it differs from one run of the same command to the next."""
+    return name.startswith("time/") or name in (
+        "images_per_second",
+        "seconds_per_step",
+        "peak_memory_gib",
+        "mfu",
+    )
+
+
 class _Interval(NamedTuple):
     """A region that has ended, and the one around it; a step, whose name is empty."""
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from drifting.training.atomic_file import replace_text
+from drifting.training.config import TRACKERS
 from drifting.training.errors import ConfigError
 
-TRACKERS = ("none", "wandb", "trackio")
 ID = "tracker_id"
 
 

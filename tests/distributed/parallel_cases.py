@@ -27,6 +27,7 @@ from drifting.training.ema import Ema
 from drifting.training.launch import prepare
 from drifting.training.optimizer import apply_gradient, build_optimizer
 from drifting.training.parallelize import parallelize
+from drifting.training.telemetry import Telemetry
 from drifting.training.world import World
 
 RANKS = 4
@@ -106,14 +107,15 @@ def train(world: World, config: ImagenetConfig, steps: int = STEPS) -> Result:
     ema = Ema(generator, [0.9])
     model = parallelize(generator, world, config.parallel, copies=ema.models)
     optimizer = build_optimizer(generator, config.optim)
-    drift_loss = FeatureDriftLoss(encoder(), config.drift.build())
+    drift_loss = FeatureDriftLoss(encoder(), config.drift.build(), budget=1)  # each feature a lot of its own
+    telemetry = Telemetry(config.log, world)
     drift_loss.loss.shard_generated = world.generated
     losses, gradients = [], {}
     for step in range(steps):
         real.push(config.queue.push_per_step)
         batch = problems.draw(step)
         optimizer.zero_grad()
-        loss, _ = backward(model, drift_loss, batch, parts=config.parallel.parts, with_terms=False)
+        loss, _ = backward(model, drift_loss, batch, telemetry, parts=config.parallel.parts, with_terms=False)
         losses.append(world.mean({"loss": loss}, batch.weight)["loss"])
         if step == 0:
             gradients = {name: whole(parameter.grad).clone() for name, parameter in generator.named_parameters()}

@@ -35,7 +35,7 @@ def report(rank: int, spoilt: str) -> str:
         samples[spoilt][1, 3, 0] = 1000
     terms = FeatureDriftLoss(Views(), DriftLoss(TAUS)).terms(**samples)
     try:
-        with naming_features(terms, TAUS):
+        with naming_features(lambda: [terms], TAUS):
             raise NonFiniteError("step 7:")
     except NonFiniteError as error:
         return str(error)

@@ -17,7 +17,7 @@ from domains.imagenet.pretrain_mae import MaeTrainingConfig
 from domains.imagenet.sample import SampleConfig
 from drifting.training.checkpoint_file import read_checkpoint
 from drifting.training.config import typed
-from drifting.training.errors import CheckpointError, RunDirError, TrainingError
+from drifting.training.errors import CheckpointError, NonFiniteError, RunDirError, TrainingError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -256,3 +256,20 @@ def test_twin_problems_pair_up_and_a_stopped_run_continues_exactly(tmp_path, mon
     train.main.__wrapped__(halves)
     folders = [tmp_path / name / "small" / "checkpoints" / "step_00000004.pt" for name in ("whole", "halves")]
     assert same(*(read_checkpoint(path).entries for path in folders))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_bad_image_stops_the_run_at_its_step_and_the_feature_is_named(tmp_path, monkeypatch, parts):
+    draw = train.ProblemDraws.draw
+
+    def spoilt(problems, step):
+        batch = draw(problems, step)
+        batch.positives[-1, 0, 0, 0, 0] = torch.nan if step == 2 else 0.0
+        return batch
+
+    monkeypatch.setattr(train.ProblemDraws, "draw", spoilt)
+    config = small_config(tmp_path)
+    config.parallel.parts, config.log.every = parts, 3  # no terms are computed at that step
+    expected = r"^step 2: the loss.*Not finite: feature global \(all temperatures\), from positive features on rank 0"
+    with pytest.raises(NonFiniteError, match=expected):
+        train.main.__wrapped__(config)

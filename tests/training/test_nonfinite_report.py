@@ -63,12 +63,12 @@ def test_many_features_are_counted():
 def test_the_error_of_the_step_gets_the_report():
     with (
         pytest.raises(NonFiniteError, match=r"step 7: the loss is nan\. Not finite: feature b \(all temperatures\)"),
-        naming_features(terms(gen_spoilt=True), TAUS),
+        naming_features(lambda: [terms(), terms(gen_spoilt=True)], TAUS),
     ):
         raise NonFiniteError("step 7: the loss is nan.")
-    with pytest.raises(NonFiniteError, match=r"^the gradient$"), naming_features(terms(), TAUS):
+    with pytest.raises(NonFiniteError, match=r"^the gradient$"), naming_features(lambda: [terms()], TAUS):
         raise NonFiniteError("the gradient")
-    with pytest.raises(KeyError), naming_features(terms(gen_spoilt=True), TAUS):
+    with pytest.raises(KeyError), naming_features(lambda: [terms(), terms(gen_spoilt=True)], TAUS):
         raise KeyError
 
 

@@ -105,6 +105,6 @@ class TinyRuns:
         """The files of the last checkpoints, by name, and what they hold, with the log but its times."""
         paths = checkpoint_paths(self.run_dir)
         files = sorted(file for path in paths for file in ([path] if path.is_file() else path.glob("rank_*.pt")))
-        figures = [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(self.run_dir)]
+        figures = read_metrics(self.run_dir, timings=False)
         names = [str(file.relative_to(self.run_dir)) for file in files]
         return names, [[read_checkpoint(file).entries for file in files], figures]
