@@ -34,7 +34,7 @@ bench: $(PEERS_INSTALLED)
 $(INSTALLED): pyproject.toml
 	$(CHECK_PYTHON)
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[imagenet,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[imagenet,robotics,dev]'
 	touch $@
 
 $(PEERS_INSTALLED): pyproject.toml benchmarks/peers.txt
