@@ -1,0 +1,99 @@
+"""Policies to play: the last checkpoints of a training run, or a folder that `save_pretrained` wrote."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from domains.robotics.chunk_policy import ChunkPolicy
+from domains.robotics.config import PolicyConfig, RoboticsConfig
+from domains.robotics.policy_kinds import build_policy, load_policy
+from domains.robotics.pretrained_policy import CONFIG, read_description
+from domains.robotics.task import TaskConfig
+from drifting.training.checkpoint_file import checkpoint_paths, step_of
+from drifting.training.checkpoint_folder import SavedCheckpoint
+from drifting.training.ema import Ema
+from drifting.training.errors import CheckpointError, ConfigError
+from drifting.training.ranks import Ranks
+from drifting.training.restore import restore
+from drifting.training.run_dir import RESOLVED, load_config
+
+
+@dataclass(frozen=True)
+class TrainedPolicies:
+    """The policies of `folder`, oldest first; each is loaded when it is asked for."""
+
+    folder: Path
+    task: TaskConfig
+    policy: PolicyConfig
+    checkpoints: tuple[Path, ...]  # none in a folder of `save_pretrained`
+    config: RoboticsConfig | None  # likewise
+
+    @classmethod
+    def find(cls, folder: Path, last: int) -> "TrainedPolicies":
+        """The last `last` checkpoints of a run, or as many as it has.
+
+        Raises RunDirError if `folder` is neither a run of robot training nor a saved policy, and CheckpointError if
+        the run has no checkpoint yet.
+        """
+        if (folder / CONFIG).exists() and not (folder / RESOLVED).exists():
+            found = read_description(folder)
+            return cls(folder, found.task, found.policy, (), None)
+        config = load_config(folder, RoboticsConfig)
+        paths = checkpoint_paths(folder)
+        if not paths:
+            raise CheckpointError(f"{folder} has no checkpoint yet. Train first, or wait for the first one.")
+        return cls(folder, config.task, config.policy, tuple(paths[-last:]), config)
+
+    def sampled_by(self, sampler: str | None, inference_steps: int | None) -> "TrainedPolicies":
+        """The same weights of a diffusion baseline with another sampler or number of steps; None keeps what it has."""
+        if sampler is None and inference_steps is None:
+            return self
+        kind = self.policy.kind
+        if kind != "diffusion":
+            raise ConfigError(f"sampler and inference_steps belong to diffusion baselines, {self.folder} is {kind}")
+        changes = {"sampler": sampler, "inference_steps": inference_steps}
+        changed = {name: value for name, value in changes.items() if value is not None}
+        try:
+            sampling = replace(self.policy.diffusion, **changed)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return replace(self, policy=replace(self.policy, diffusion=sampling))
+
+    @property
+    def demonstrations(self) -> str:
+        """Where the training's came from, as far as the folder says."""
+        return "unknown" if self.config is None else self.config.demos.source
+
+    @property
+    def label(self) -> str:
+        """What is played, in file names and tables: "drifting", "diffusion ddim 16"."""
+        policy = self.policy
+        if policy.kind != "diffusion":
+            return policy.kind
+        return f"{policy.kind} {policy.diffusion.sampler} {policy.diffusion.inference_steps}"
+
+    @property
+    def steps(self) -> list[int]:
+        """Training steps of the checkpoints; 0 for a saved policy, which does not say."""
+        return [step_of(path) for path in self.checkpoints] or [0]
+
+    def load(self, device: torch.device) -> Iterator[tuple[int, ChunkPolicy]]:
+        """Each policy with its averaged weights (the first decay), frozen, and its training step."""
+        if self.config is None:
+            yield 0, self._ready(load_policy(self.folder, device=device), device)
+            return
+        for path in self.checkpoints:
+            policy = build_policy(self.config)
+            ema = Ema(policy, self.config.ema.decays, warmup=self.config.ema.warmup)
+            saved = SavedCheckpoint.open(path)
+            for number in range(len(saved.files)):
+                saved.verify(number)
+            restore(path, [saved.load(number) for number in range(len(saved.files))], {"ema": ema}, Ranks())
+            policy.load_state_dict(ema.model().state_dict())
+            yield step_of(path), self._ready(policy, device)
+
+    def _ready(self, policy: ChunkPolicy, device: torch.device) -> ChunkPolicy:
+        policy.config = self.policy
+        return policy.to(device).eval().requires_grad_(False)

@@ -1,0 +1,183 @@
+"""`python -m domains.robotics.evaluate`: what it plays, writes and refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from small_policies import small_config
+from task_files import task_of
+
+pytest.importorskip("gym_pusht")
+pytest.importorskip("imageio_ffmpeg")
+
+import imageio_ffmpeg
+
+from domains.robotics.config import DiffusionConfig, DriftConfig, RoboticsConfig
+from domains.robotics.environments.vectorized import VectorEnvironment
+from domains.robotics.evaluate import EvaluateConfig, evaluate
+from domains.robotics.policy_kinds import build_policy
+from domains.robotics.rollout import roll_out
+from domains.robotics.trained_policies import TrainedPolicies
+from drifting.training.checkpoint import Checkpoint
+from drifting.training.config import CheckpointConfig, EmaConfig, RunConfig
+from drifting.training.ema import Ema
+from drifting.training.errors import CheckpointError, ConfigError, RunDirError
+from drifting.training.run_dir import open_run
+
+CHECKOUT = Path(__file__).parents[2]
+STEPS = (10, 20, 30)
+
+
+@pytest.fixture(autouse=True)
+def _same_threads_afterwards():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def run_of(root, *, steps=STEPS, **settings):
+    """A run directory with checkpoints of policies that differ, and those policies."""
+    policy_config = small_config(**settings)
+    config = RoboticsConfig(
+        run=RunConfig(name="small", steps=30, root=str(root), device="cpu"),
+        task=task_of("push_t", max_steps=12),
+        policy=policy_config,
+        drift=DriftConfig(num_generated=2),
+        ema=EmaConfig(decays=[0.0]),
+        checkpoint=CheckpointConfig(keep=10),
+    )
+    run_dir = open_run(config.run, config)
+    policies = {}
+    for step in steps:
+        torch.manual_seed(step)
+        policy = build_policy(config)
+        policy.fit_normalizers(
+            {"keypoint": 512 * torch.rand(50, 18), "agent_pos": 512 * torch.rand(50, 2)}, 512 * torch.rand(50, 2)
+        )
+        ema = Ema(policy, config.ema.decays)
+        Checkpoint(run_dir, keep=10, policy=torch.nn.Linear(1, 1), ema=ema).save(step)
+        policies[step] = policy.eval()
+    return run_dir, policies
+
+
+def scores(policy, seeds):
+    with VectorEnvironment(task_of("push_t", max_steps=12), seats=2, workers=0) as environments:
+        return [result.max_reward for result in roll_out(policy, environments, seeds)]
+
+
+def test_a_run_is_scored_by_its_last_checkpoints(tmp_path, capsys):
+    run_dir, policies = run_of(tmp_path)
+    log = evaluate(EvaluateConfig(run=str(run_dir), episodes=3, checkpoints=2, seats=2, videos=2, video_size=96))
+    out = run_dir / "eval-drifting"
+    assert json.loads((out / "eval_log.json").read_text()) == json.loads(json.dumps(log))
+    assert [row["step"] for row in log["checkpoints"]] == [20, 30]
+    seeds = range(100_000, 100_003)
+    expected = {step: scores(policies[step], seeds) for step in (20, 30)}
+    assert [row["mean_score"] for row in log["checkpoints"]] == pytest.approx([sum(expected[k]) / 3 for k in (20, 30)])
+    assert log["test/mean_score"] == pytest.approx(sum(expected[20] + expected[30]) / 6)
+    assert [log[f"test/sim_max_reward_{seed}"] for seed in seeds] == pytest.approx(expected[30])
+    assert log["task"] == "push_t"
+    assert log["policy"] == "drifting"
+    assert log["demonstrations"] == "scripted"
+    assert 0 < log["latency"]["p50_ms"] <= log["latency"]["p99_ms"]
+    for seed in (100_000, 100_001):
+        reader = imageio_ffmpeg.read_frames(str(out / log[f"test/sim_video_{seed}"]))
+        assert next(reader)["size"] == (96, 96)
+        assert sum(1 for _ in reader) == 13  # the start and twelve steps at 10 Hz
+    assert Image.open(out / log["frame_sheet"]).size[0] == 8 * 96
+    printed = capsys.readouterr().out
+    assert "mean over 2 checkpoints" in printed
+    assert str(out / "eval_log.json") in printed
+    assert sorted(path.name for path in out.iterdir()) == ["eval_log.json", "frames.png", "media"]
+
+
+def test_fewer_checkpoints_than_asked_for_are_said(tmp_path, capsys):
+    run_dir, _ = run_of(tmp_path, steps=(10,))
+    log = evaluate(EvaluateConfig(run=str(run_dir), episodes=1, videos=0))
+    assert len(log["checkpoints"]) == 1
+    assert "the run has 1 checkpoint, 10 were asked for" in capsys.readouterr().out
+    assert not (run_dir / "eval-drifting" / "media").exists()
+
+
+def test_a_saved_policy_is_played_too(tmp_path):
+    _, policies = run_of(tmp_path / "runs", steps=(10,))
+    policies[10].save_pretrained(tmp_path / "saved")
+    log = evaluate(EvaluateConfig(run=str(tmp_path / "saved"), episodes=2, videos=0, out=str(tmp_path / "here")))
+    assert (tmp_path / "here" / "eval_log.json").exists()
+    seeds = range(100_000, 100_002)
+    assert [log[f"test/sim_max_reward_{seed}"] for seed in seeds] == pytest.approx(scores(policies[10], seeds))
+    assert log["demonstrations"] == "unknown"
+
+
+def test_a_baseline_may_be_sampled_otherwise(tmp_path):
+    pytest.importorskip("diffusers")
+    diffusion = DiffusionConfig(train_steps=8, inference_steps=8)
+    run_dir, _ = run_of(tmp_path, steps=(10,), kind="diffusion", diffusion=diffusion)
+    found = TrainedPolicies.find(run_dir, last=1)
+    assert found.label == "diffusion ddpm 8"
+    other = found.sampled_by("ddim", 4)
+    assert other.label == "diffusion ddim 4"
+    ((step, policy),) = other.load(torch.device("cpu"))
+    assert step == 10
+    assert policy.config.diffusion.inference_steps == 4
+    calls = []
+    policy.net.register_forward_hook(lambda *_: calls.append(1))
+    policy.act({"keypoint": torch.zeros(1, 2, 18), "agent_pos": torch.zeros(1, 2, 2)})
+    assert len(calls) == 4
+    with pytest.raises(ConfigError, match="inference_steps must be in"):
+        found.sampled_by(None, 9)
+    log = evaluate(EvaluateConfig(run=str(run_dir), episodes=1, videos=0, sampler="ddim", inference_steps=2))
+    assert log["policy"] == "diffusion ddim 2"
+    assert (run_dir / "eval-diffusion-ddim-2" / "eval_log.json").exists()
+
+
+def test_the_averaged_weights_are_played(tmp_path):
+    run_dir, policies = run_of(tmp_path, steps=(10, 20))
+    loaded = dict(TrainedPolicies.find(run_dir, last=5).load(torch.device("cpu")))
+    assert list(loaded) == [10, 20]
+    for step, policy in loaded.items():
+        assert not policy.training
+        for name, value in policies[step].state_dict().items():
+            assert torch.equal(policy.state_dict()[name], value), name
+
+
+def test_what_is_refused(tmp_path):
+    with pytest.raises(RunDirError, match="not a run directory"):
+        evaluate(EvaluateConfig(run=str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+    run_dir, _ = run_of(tmp_path / "none", steps=())
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        evaluate(EvaluateConfig(run=str(run_dir)))
+    run_dir, _ = run_of(tmp_path, steps=(10,))
+    with pytest.raises(ConfigError, match="belong to diffusion baselines"):
+        evaluate(EvaluateConfig(run=str(run_dir), sampler="ddim"))
+    with pytest.raises(ConfigError, match="device must be auto, cpu"):
+        evaluate(EvaluateConfig(run=str(run_dir), device="abacus"))
+    with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
+        EvaluateConfig(run="x", episodes=0)
+    with pytest.raises(ValueError, match="video_size must be even"):
+        EvaluateConfig(run="x", video_size=97)
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path):
+    run_dir, _ = run_of(tmp_path, steps=(10,))
+
+    def call(*overrides):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
+        words = [sys.executable, "-m", "domains.robotics.evaluate", *overrides]
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+
+    done = call(f"run={run_dir}", "episodes=2", "videos=1", "workers=2", "checkpoints=1")
+    assert done.returncode == 0, done.stderr
+    assert "success" in done.stdout
+    assert (run_dir / "eval-drifting" / "media" / "seed_100000.mp4").exists()
+    wrong = call("run=nowhere")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("error: nowhere is not a run directory")
+    assert "Traceback" not in wrong.stderr

@@ -1,0 +1,100 @@
+import pytest
+import torch
+from small_policies import small_task
+
+from domains.robotics.action_space import ActionSpace
+from domains.robotics.normalizer import Normalizer
+from domains.robotics.rotations import axis_angle_to_matrix
+
+
+def values():
+    return torch.tensor([[0.0, 400.0, 7.0], [10.0, 500.0, 7.0], [5.0, 420.0, 7.0]])
+
+
+def test_smallest_and_largest_become_minus_one_and_one():
+    normalized = Normalizer(3).fit(values())(values())
+    torch.testing.assert_close(normalized[:, 0], torch.tensor([-1.0, 1.0, 0.0]))
+    torch.testing.assert_close(normalized[:, 1], torch.tensor([-1.0, 1.0, -0.6]))
+
+
+def test_a_constant_is_shifted_to_zero_and_not_stretched():
+    normalizer = Normalizer(3).fit(values())
+    assert normalizer(values())[:, 2].tolist() == [0, 0, 0]
+    assert normalizer(torch.tensor([0.0, 400.0, 7.5]))[2] == 0.5
+
+
+def test_the_inverse_returns_plain_numbers():
+    normalizer = Normalizer(3).fit(values())
+    torch.testing.assert_close(normalizer.inverse(normalizer(values())), values())
+
+
+def test_untouched_dimensions_stay():
+    normalizer = Normalizer(3, untouched=[1]).fit(values())
+    assert normalizer(values())[:, 1].tolist() == [400, 500, 420]
+
+
+def test_bounds_are_part_of_the_weights():
+    normalizer = Normalizer(3)
+    assert torch.equal(normalizer(values()), values())
+    normalizer.load_state_dict(Normalizer(3).fit(values()).state_dict())
+    assert normalizer(values()).abs().max() == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.zeros(4, 2), r"\[\.\.\., 3\]"),
+        (torch.zeros(0, 3), "at least one row"),
+        (torch.full((2, 3), float("nan")), "finite"),
+    ],
+)
+def test_refusals(given, message):
+    with pytest.raises(ValueError, match=message):
+        Normalizer(3).fit(given)
+
+
+def poses(count=50, arms=1):
+    rng = torch.Generator().manual_seed(0)
+    axis = torch.randn(count, arms, 3, generator=rng)
+    angle = torch.rand(count, arms, 1, generator=rng) * 3
+    rotation = axis / axis.norm(dim=-1, keepdim=True) * angle
+    place, gripper = (
+        torch.rand(count, arms, 3, generator=rng),
+        torch.rand(count, arms, 1, generator=rng).round() * 2 - 1,
+    )
+    return torch.cat([place, rotation, gripper], dim=-1).flatten(1)
+
+
+@pytest.mark.parametrize("arms", [1, 2])
+def test_absolute_poses_become_ten_numbers_per_arm_and_return(arms):
+    space = ActionSpace(small_task(action_dim=7 * arms, robots=arms, absolute_actions=True))
+    given = poses(arms=arms)
+    space.fit(given)
+    inside = space.encode(given)
+    assert inside.shape == (50, 10 * arms)
+    torch.testing.assert_close(space.decode(inside), given, rtol=0, atol=1e-4)
+
+
+def test_rotations_keep_their_scale_and_are_rotation_rows():
+    space = ActionSpace(small_task(action_dim=7, absolute_actions=True))
+    given = poses()
+    space.fit(given)
+    inside = space.encode(given)
+    rows = axis_angle_to_matrix(given[:, 3:6])[:, :2].flatten(1)
+    torch.testing.assert_close(inside[:, 3:9], rows)
+    assert inside[:, :3].abs().max() == pytest.approx(1)
+
+
+def test_relative_actions_are_only_scaled():
+    space = ActionSpace(small_task(action_dim=7))
+    given = poses()
+    space.fit(given)
+    assert space.dim == 7
+    torch.testing.assert_close(space.decode(space.encode(given)), given)
+
+
+def test_actions_of_another_width_are_refused():
+    with pytest.raises(ValueError, match=r"actions must be \[\.\.\., 2\]"):
+        ActionSpace(small_task()).encode(torch.zeros(3, 7))
+    with pytest.raises(ValueError, match="multiple of 7"):
+        ActionSpace(small_task(action_dim=8, absolute_actions=True))
