@@ -146,7 +146,7 @@ def test_latents_need_a_decoder_of_such_latents():
 
 def test_the_readme_example_runs(tmp_path, monkeypatch):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    _, example = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    (example,) = re.findall(r"```python\n(pipe = .*?)```", readme, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     some_generator(num_classes=1000).save_pretrained("weights/B2")
     some_vae().save_pretrained("sd-vae-ft-mse")
