@@ -120,8 +120,8 @@ def estimate(recipe: Recipe, plan: Plan, gpus: int, machine: Machine) -> Estimat
     generator = generated * (counted.generate_both_ways + extra_generator * counted.generate) / machine.generator_flops
     encoder = generated * (counted.encode_both_ways + extra_encoder * counted.encode) / encoder_flops
     references = real * counted.encode * (1 if plan.stored_references else visits) / encoder_flops
-    # Statistics first, of all parts and lots: both are visited three times.
-    loss_visits = 3 if max(parts, counted.lots) > 1 and gpus > 1 else 1
+    # Statistics come first of parts, and of lots where ranks share them: both are visited three times.
+    loss_visits = 3 if parts > 1 or (counted.lots > 1 and gpus > 1) else 1
     loss = loss_visits * labels * counted.loss / machine.loss_flops
     features = loss_visits * machine.feature_passes * (labels * recipe.G + real) * counted.values * 4
     kept = state(recipe, plan.options.bf16_encoder)

@@ -22,7 +22,8 @@ def test_the_outline_is_the_simulator_s():
     corners = [np.array(block.local_to_world(v)) for shape in block.shapes for v in shape.get_vertices()]
     surroundings = Surroundings(POSE)
     assert max(surroundings.distance(corner) for corner in corners) < 1e-3
-    middle = np.mean(corners[:4], axis=0)
+    bar = max(block.shapes, key=lambda shape: np.ptp([vertex.x for vertex in shape.get_vertices()]))
+    middle = np.mean([block.local_to_world(vertex) for vertex in bar.get_vertices()], axis=0)
     assert surroundings.distance(middle + rotation(POSE[2]) @ [0, -25]) == pytest.approx(10)  # bar: 30 pixels wide
 
 

@@ -1,6 +1,5 @@
 """Asked to stop: the loop hears of it at its next question, never in the middle of a step."""
 
-import os
 import signal
 
 import pytest
@@ -13,7 +12,7 @@ def test_a_signal_is_a_request_and_handlers_come_back(tmp_path, capfd, number):
     before = [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)]
     with StopRequest() as stop:
         assert not stop.requested()
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert stop.requested()
         assert stop.requested()
         stop.announce(tmp_path, step=3, total=9)
@@ -26,9 +25,9 @@ def test_a_signal_is_a_request_and_handlers_come_back(tmp_path, capfd, number):
 
 def test_a_second_interrupt_is_immediate_and_sigterm_never_is():
     with StopRequest() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
         assert stop.requested()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
