@@ -157,10 +157,14 @@ class PolicyConfig:
 class DriftConfig:
     """The drifting loss on action chunks, see `domains.robotics.objective`.
 
-    `batch` observations per step, `num_generated` chunks of each; `rows`: what drifts as one vector, the whole "chunk"
-    or each "timestep"; `neighbours`: chunks of the nearest observations in other demonstrations, as further positives.
-    `floor`: without any, samples that are far from the expert's at every temperature feel nothing, and of two modes
-    the smaller one is lost more often; 1e-3 as for images blurs (tests/robotics/test_multimodal_toy.py).
+    `num_generated` chunks of each observation; `rows`: what drifts as one vector, the whole "chunk" or each "timestep",
+    whose samples may change sides within a chunk; `neighbours`: chunks of the nearest observations in other
+    demonstrations, as further positives.
+
+    Open, one seed each: wider temperatures, .2, .5, 1, have a lower held-out energy score on Lift (.141 against .189 at
+    step 1000) and stray less on the toy of tests/robotics/test_multimodal_toy.py (14 % of samples against 29 %), but
+    succeeded in 45 of 50 rollouts of Lift after 4000 steps, these ones in 48 after 6000. `floor` 0 loses the smaller of
+    two modes for 7 % of the toy's observations, 1e-6 for none.
     """
 
     temperatures: list[float] = field(default_factory=lambda: [0.02, 0.05, 0.2])

@@ -87,7 +87,7 @@ def main(config: RoboticsConfig) -> None:
                 grad_norm = optimizer_step(loss, policy, optimizer, config.optim, **progress)
             ema.update(policy)
             state.step += 1
-            telemetry.step(config.batch.size)
+            telemetry.step(config.batch.size * draws["noise"].shape[1])  # chunks
             figures: dict[str, Tensor] = {}
             if logged:
                 figures = world.mean({"loss": result.loss, **result.figures}, weight)

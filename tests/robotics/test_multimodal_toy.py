@@ -72,17 +72,19 @@ def judged(policy):
 
 
 @pytest.mark.parametrize(
-    ("drift", "steps", "astray"),
+    ("drift", "steps", "astray", "whole"),
     [
-        (DriftConfig(neighbours=8, temperatures=[0.2]), 500, 0.35),
-        pytest.param(DriftConfig(), 1500, 0.5, marks=pytest.mark.slow),
-        pytest.param(DriftConfig(rows="timestep"), 1500, 0.5, marks=pytest.mark.slow),
+        (DriftConfig(neighbours=8, temperatures=[0.2]), 500, 0.35, 0.9),
+        pytest.param(DriftConfig(), 1500, 0.5, 0.9, marks=pytest.mark.slow),
+        pytest.param(DriftConfig(temperatures=[0.2, 0.5, 1.0]), 1500, 0.25, 0.9, marks=pytest.mark.slow),
+        pytest.param(DriftConfig(rows="timestep"), 1500, 0.5, 0.3, marks=pytest.mark.slow),
     ],
-    ids=["neighbours", "chunk", "timestep"],
+    ids=["neighbours", "chunk", "wide chunk", "timestep"],
 )
-def test_both_ways_are_taken(drift, steps, astray):
+def test_both_ways_are_taken(drift, steps, astray, whole):
+    """Rows of timesteps match each timestep, not the chunk: their samples may change sides."""
     figures = judged(trained(drift, steps=steps, batch=32))
     assert 0.15 < figures["minus"] < 0.45
     assert figures["one mode only"] < 0.05
-    assert figures["whole"] > 0.9
+    assert figures["whole"] > whole
     assert figures["astray"] < astray
