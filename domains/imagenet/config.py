@@ -57,7 +57,8 @@ class DriftSection:
     """The loss and the size of its problems: G = num_generated, P = num_positive, N = num_unconditional.
 
     "mean_shift" is the paper's field, one problem per class: B = classes_per_step. "sinkhorn" needs a second generated
-    batch: two problems per class, B = 2 classes_per_step, each the other's second batch.
+    batch: two problems per class, B = 2 classes_per_step, each the other's second batch. `budget`: bytes per problem
+    that features processed together may hold; null takes all at once, which several ranks do faster.
     """
 
     temperatures: list[float] = field(default_factory=lambda: [0.02, 0.05, 0.2])
@@ -67,8 +68,10 @@ class DriftSection:
     num_generated: int = 64
     num_positive: int = 64
     num_unconditional: int = 16
+    budget: int | None = 64 * 2**20
 
     def __post_init__(self) -> None:
+        require(self.budget is None or self.budget >= 1, "drift.budget", "at least 1 byte, or null", self.budget)
         require(self.field in ("mean_shift", "sinkhorn"), "drift.field", "mean_shift or sinkhorn", self.field)
         require(self.classes_per_step >= 1, "drift.classes_per_step", "at least 1", self.classes_per_step)
         expected = "at least 2 (a sample repels the others)"

@@ -69,7 +69,7 @@ def main(config: ImagenetConfig) -> None:
     ema = Ema(generator, config.ema.decays, warmup=config.ema.warmup)
     model = parallelize(generator, world, config.parallel, copies=ema.models)
     optimizer = build_optimizer(generator, config.optim)
-    drift_loss = FeatureDriftLoss(telemetry.wrap("encoder", encoder), config.drift.build())
+    drift_loss = FeatureDriftLoss(telemetry.wrap("encoder", encoder), config.drift.build(), config.drift.budget)
     drift_loss.loss.shard_generated = world.generated
     state = TrainState()
 

@@ -38,9 +38,12 @@ class ChunkDriftLoss(nn.Module):
         return chunks.flatten(2) if self.rows == "chunk" else chunks.transpose(1, 2).flatten(0, 1)
 
     def figures(self, terms: DriftTerms) -> dict[str, Tensor]:
-        """What to log, each []: the drift's RMS per temperature, and the RMS distance of samples from their mean."""
+        """What to log, each []: the drift's RMS per temperature, and the squared distance of samples from their mean.
+
+        Squares can be averaged over ranks, the RMS distance could not.
+        """
         names = temperature_names(self.loss.temperatures)
         by_temperature = {f"drift_rms/{name}": rms for name, rms in zip(names, terms.drift_rms.unbind(), strict=True)}
         largest = max(range(len(names)), key=lambda place: float(self.loss.temperatures[place]))
-        spread = terms.diagnostics.gen_spread
-        return {"drift_rms": terms.drift_rms[largest], **by_temperature, "spread": torch.as_tensor(spread)}
+        spread = torch.as_tensor(terms.diagnostics.gen_spread)
+        return {"drift_rms": terms.drift_rms[largest], **by_temperature, "spread_squared": spread.square()}

@@ -91,6 +91,8 @@ def main(config: RoboticsConfig) -> None:
             figures: dict[str, Tensor] = {}
             if logged:
                 figures = world.mean({"loss": result.loss, **result.figures}, weight)
+                if "spread_squared" in figures:
+                    figures["spread"] = figures.pop("spread_squared").sqrt()
                 figures |= {"grad_norm": grad_norm, "lr": torch.tensor(optimizer.param_groups[0]["lr"])}
             if data.held_out is not None and every(config.held_out.every, state.step, last=steps):
                 seed = seed_of(config.run.seed, "held out", 0)

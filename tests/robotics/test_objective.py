@@ -55,7 +55,7 @@ def test_the_drift_goes_to_the_expert():
 def test_figures_name_every_temperature():
     objective = ChunkDriftLoss(DriftConfig(temperatures=[0.2, 0.05]))
     figures = objective.figures(objective.terms(*chunks()))
-    assert set(figures) == {"drift_rms", "drift_rms/0.2", "drift_rms/0.05", "spread"}
+    assert set(figures) == {"drift_rms", "drift_rms/0.2", "drift_rms/0.05", "spread_squared"}
     assert figures["drift_rms"] == figures["drift_rms/0.2"]
     assert all(value.shape == () for value in figures.values())
 

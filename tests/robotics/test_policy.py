@@ -80,7 +80,7 @@ def test_six_generated_are_trained_by_the_drifting_loss():
     gen = policy.one_pass(draws["noise"], policy.observations(batch.observations))
     torch.testing.assert_close(result.loss, policy.objective(gen, batch.actions[:, None]))
     torch.testing.assert_close(policy.loss(batch, torch.Generator().manual_seed(0)), result.loss)
-    assert {"drift_rms", "spread"} <= set(result.figures)
+    assert {"drift_rms", "spread_squared"} <= set(result.figures)
     result.loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.parameters())
 
