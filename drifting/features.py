@@ -92,7 +92,7 @@ class FeatureDriftLoss(nn.Module):
         loss: the drifting loss applied to every feature.
         budget: working memory in bytes, per problem of the batch, that features processed together may hold; None
             processes all of them together. It depends on no rank's number of problems: every rank has the same lots.
-            Ranks exchange the statistics of all lots at once, twice in a step, for which each lot is visited twice more;
+            Ranks exchange the statistics of all lots at once, twice in a step, and visit each lot twice more for it;
             None spares them that.
     """
 
