@@ -7,6 +7,14 @@ import pytest
 from drifting.training.stop import StopRequest
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Handlers of a terminal: a shell's background jobs, and all that they start, ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_a_request_and_handlers_come_back(tmp_path, capfd, number):
     before = [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)]
