@@ -11,12 +11,10 @@ from domains.robotics.config import PolicyConfig, RoboticsConfig
 from domains.robotics.policy_kinds import build_policy, load_policy
 from domains.robotics.pretrained_policy import CONFIG, read_description
 from domains.robotics.task import TaskConfig
+from drifting.training.checkpoint import restore_entries
 from drifting.training.checkpoint_file import checkpoint_paths, step_of
-from drifting.training.checkpoint_folder import SavedCheckpoint
 from drifting.training.ema import Ema
 from drifting.training.errors import CheckpointError, ConfigError
-from drifting.training.ranks import Ranks
-from drifting.training.restore import restore
 from drifting.training.run_dir import RESOLVED, load_config
 
 
@@ -87,12 +85,9 @@ class TrainedPolicies:
         for path in self.checkpoints:
             policy = build_policy(self.config)
             ema = Ema(policy, self.config.ema.decays, warmup=self.config.ema.warmup)
-            saved = SavedCheckpoint.open(path)
-            for number in range(len(saved.files)):
-                saved.verify(number)
-            restore(path, [saved.load(number) for number in range(len(saved.files))], {"ema": ema}, Ranks())
+            step = restore_entries(path, ema=ema)
             policy.load_state_dict(ema.model().state_dict())
-            yield step_of(path), self._ready(policy, device)
+            yield step, self._ready(policy, device)
 
     def _ready(self, policy: ChunkPolicy, device: torch.device) -> ChunkPolicy:
         policy.config = self.policy

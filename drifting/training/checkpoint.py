@@ -209,11 +209,16 @@ def load_entries(run_dir: Path, **entries: Stateful) -> int:
     paths = checkpoint_paths(run_dir)
     if not paths:
         raise CheckpointError(f"{run_dir} has no checkpoint yet. Train first, or wait for the first one.")
-    saved = SavedCheckpoint.open(paths[-1])
+    return restore_entries(paths[-1], **entries)
+
+
+def restore_entries(path: Path, **entries: Stateful) -> int:
+    """As `load_entries`, from the checkpoint at `path`."""
+    saved = SavedCheckpoint.open(path)
     for number in range(len(saved.files)):
         saved.verify(number)
     contents = [saved.load(number) for number in range(len(saved.files))]
-    restore(paths[-1], contents, {name: bare(entry) for name, entry in entries.items()}, Ranks())
+    restore(path, contents, {name: bare(entry) for name, entry in entries.items()}, Ranks())
     return contents[0].step
 
 
