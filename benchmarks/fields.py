@@ -23,7 +23,8 @@ from benchmarks.machine import use_one_core
 from benchmarks.measure import Quartiles
 from benchmarks.options import add_core, options
 from benchmarks.report import print_table, save
-from domains.imagenet.digits import NUM_CLASSES, LabelledImages, digits_splits
+from domains.imagenet.data.digits import NUM_CLASSES, digits_splits
+from domains.imagenet.data.labelled_images import LabelledImages
 from domains.imagenet.judge import Judge, train_judge
 from domains.imagenet.mlp_generator import MlpConfig, MlpGenerator
 from domains.imagenet.quality import measure

@@ -110,6 +110,7 @@ def print_estimates(estimates: Sequence[Estimate], recipes: Sequence[Recipe], ma
         flops = work(recipe).step(recipe) / each.gpus / each.step / machine.peak_flops
         figures = [each.memory / 1e9, each.compute, each.exchange, each.exposed, each.step, recipe.images / each.step]
         cells = [each.plan.mode, share, each.parts, again, stored, *(f"{x:.3g}" for x in figures), f"{flops:.0%}"]
-        rows.append([each.recipe, str(each.gpus), *map(str, cells), f"{recipe.steps * each.step / 86400:.2f}"])
+        days = recipe.steps * each.step / 86400
+        rows.append([each.recipe, str(each.gpus), *map(str, cells), f"{days:.2f}", f"{days * each.gpus:.0f}"])
     header = ["recipe", "GPUs", "mode", "labels", "parts", "recomputed", "real features", "GB", "compute s"]
-    print_table([*header, "exchange s", "exposed s", "step s", "images/s", "MFU", "run, days"], rows)
+    print_table([*header, "exchange s", "exposed s", "step s", "images/s", "MFU", "run, days", "GPU-days"], rows)

@@ -3,9 +3,21 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from domains.imagenet.data.section import DataSection
+from domains.imagenet.encoders.section import EncoderSection
+from domains.imagenet.eval_section import EvalSection
 from domains.imagenet.generator import DiTGenerator, GeneratorConfig
 from domains.imagenet.mlp_generator import MlpConfig, MlpGenerator
-from drifting import DriftLoss, GuidanceRange, MeanShift, Sinkhorn
+from domains.imagenet.tokenizers.section import TokenizerSection
+from drifting import (
+    DriftLoss,
+    GuidanceRange,
+    MeanShift,
+    Sinkhorn,
+    row_affinity,
+    two_sided_affinity,
+    unnormalized_affinity,
+)
 from drifting.training.config import (
     CheckpointConfig,
     EmaConfig,
@@ -19,6 +31,7 @@ from drifting.training.config import (
 OneStepGenerator = DiTGenerator | MlpGenerator
 """(noise [K, C, H, W], labels [K], alpha [K]) -> samples [K, C, H, W]."""
 
+AFFINITIES = {"two_sided": two_sided_affinity, "row": row_affinity, "unnormalized": unnormalized_affinity}
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -39,31 +52,21 @@ class GeneratorSection:
 
 
 @dataclass
-class EncoderSection:
-    """Feature space of the loss: the pixels alone, or a masked auto-encoder's features and the pixels."""
-
-    kind: str = "mae"
-    run: str = ""  # run directory of `python -m domains.imagenet.pretrain_mae`
-    maps: list[str] = field(default_factory=list)  # encoder maps by name; empty: those of the released code
-    patch_sizes: list[int] = field(default_factory=lambda: [2, 4])
-    input_norm: bool = True
-
-    def __post_init__(self) -> None:
-        require(self.kind in ("pixels", "mae"), "encoder.kind", "pixels or mae", self.kind)
-
-
-@dataclass
 class DriftSection:
     """The loss and the size of its problems: G = num_generated, P = num_positive, N = num_unconditional.
 
     "mean_shift" is the paper's field, one problem per class: B = classes_per_step. "sinkhorn" needs a second generated
     batch: two problems per class, B = 2 classes_per_step, each the other's second batch. `budget`: bytes per problem
-    that features processed together may hold; null takes all at once, which several ranks do faster.
+    that features processed together may hold; null takes all at once, which several ranks do faster. `affinity`,
+    `attraction` and `repulsion` other than these are the paper's ablations (Tables 11 and 1).
     """
 
     temperatures: list[float] = field(default_factory=lambda: [0.02, 0.05, 0.2])
     field: str = "mean_shift"
-    floor: float = 1e-3  # of mean_shift
+    floor: float = 1e-3  # of mean_shift, as the next three
+    affinity: str = "two_sided"
+    attraction: float = 1.0
+    repulsion: float = 1.0
     classes_per_step: int = 64
     num_generated: int = 64
     num_positive: int = 64
@@ -73,6 +76,10 @@ class DriftSection:
     def __post_init__(self) -> None:
         require(self.budget is None or self.budget >= 1, "drift.budget", "at least 1 byte, or null", self.budget)
         require(self.field in ("mean_shift", "sinkhorn"), "drift.field", "mean_shift or sinkhorn", self.field)
+        require(self.affinity in AFFINITIES, "drift.affinity", " or ".join(AFFINITIES), self.affinity)
+        changed = (self.affinity, self.attraction, self.repulsion) != ("two_sided", 1.0, 1.0)
+        expected = "mean_shift, for another drift.affinity, drift.attraction or drift.repulsion"
+        require(not (changed and self.field == "sinkhorn"), "drift.field", expected, self.field)
         require(self.classes_per_step >= 1, "drift.classes_per_step", "at least 1", self.classes_per_step)
         expected = "at least 2 (a sample repels the others)"
         require(self.num_generated >= 2, "drift.num_generated", expected, self.num_generated)
@@ -82,7 +89,11 @@ class DriftSection:
 
     def build(self) -> DriftLoss:
         """The drifting loss."""
-        return DriftLoss(self.temperatures, Sinkhorn() if self.twins else MeanShift(floor=self.floor))
+        return DriftLoss(self.temperatures, Sinkhorn() if self.twins else self._mean_shift())
+
+    def _mean_shift(self) -> MeanShift:
+        sides = {"attraction": self.attraction, "repulsion": self.repulsion}
+        return MeanShift(floor=self.floor, affinity=AFFINITIES[self.affinity], **sides)
 
     @property
     def twins(self) -> bool:
@@ -120,28 +131,13 @@ class QueueSection:
     unconditional: int = 1000
     push_per_step: int = 64
     owner: str = "run"
+    holds: str = "samples"  # or "indices": samples are read again for every draw
 
     def __post_init__(self) -> None:
+        require(self.holds in ("samples", "indices"), "queue.holds", "samples or indices", self.holds)
         require(self.owner in ("run", "rank"), "queue.owner", "run or rank", self.owner)
         for name in ("per_class", "unconditional", "push_per_step"):
             require(getattr(self, name) >= 1, f"queue.{name}", "at least 1", getattr(self, name))
-
-
-@dataclass
-class EvalSection:
-    """The report at the end: guidance scales, samples per class, judges, and the split they are held against."""
-
-    alphas: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.0])
-    samples_per_class: int = 5000  # 50k in all, as for an FID
-    judges: int = 3
-    split: str = "test"  # validation while settings are being chosen
-
-    def __post_init__(self) -> None:
-        valid = len(self.alphas) > 0 and all(1 <= alpha < float("inf") for alpha in self.alphas)
-        require(valid, "eval.alphas", "one or more guidance scales >= 1", self.alphas)
-        require(self.samples_per_class >= 1, "eval.samples_per_class", "at least 1", self.samples_per_class)
-        require(self.judges >= 1, "eval.judges", "at least 1", self.judges)
-        require(self.split in ("validation", "test"), "eval.split", "validation or test", self.split)
 
 
 @dataclass
@@ -149,8 +145,10 @@ class ImagenetConfig:
     """Everything that `python -m domains.imagenet.train` needs."""
 
     run: RunConfig
+    data: DataSection = field(default_factory=DataSection)
+    tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
     generator: GeneratorSection = field(default_factory=GeneratorSection)
-    encoder: EncoderSection = field(default_factory=EncoderSection)
+    encoder: EncoderSection = field(default_factory=lambda: EncoderSection(kind="pixels"))  # needs no weights
     drift: DriftSection = field(default_factory=DriftSection)
     guidance: GuidanceSection = field(default_factory=GuidanceSection)
     queue: QueueSection = field(default_factory=QueueSection)
@@ -162,8 +160,6 @@ class ImagenetConfig:
     eval: EvalSection = field(default_factory=EvalSection)
 
     def __post_init__(self) -> None:
-        given = self.encoder.kind == "pixels" or self.encoder.run != ""
-        require(given, "encoder.run", "the run directory of a pre-trained auto-encoder", self.encoder.run)
         expected = f"at least drift.num_positive = {self.drift.num_positive}"
         require(self.queue.per_class >= self.drift.num_positive, "queue.per_class", expected, self.queue.per_class)
         expected = f"at least drift.num_unconditional = {self.drift.num_unconditional}"

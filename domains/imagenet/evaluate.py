@@ -1,135 +1,153 @@
-"""Measure a trained run against held-out images, beside what real training images score in the samples' place.
+r"""Measure a trained run, or any images, against held-out images or a published reference.
 
-python -m domains.imagenet.evaluate run=runs/digits
+    python -m domains.imagenet.evaluate run=runs/digits
+    python -m domains.imagenet.evaluate run=runs/L2 eval.network=inception eval.inception=weights-inception-....pth \
+        eval.reference=VIRTUAL_imagenet256_labeled.npz eval.samples=50000 eval.alphas=[1,1.1,1.2,1.5,2]
+    python -m domains.imagenet.evaluate images=samples.npz out=figures eval.network=inception ...
+
+`images` is an npz file of ADM's layout (arr_0), a pixel store or a folder of class folders. By default the network is a
+judge, trained on the training images of the run (or of `data`, where `images` is given): its figures are called
+FD(judge), and compare within one data set. FID, sFID, IS and KID need the published Inception network.
 """
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from domains.imagenet.config import CONFIGS, EvalSection, OneStepGenerator
-from domains.imagenet.digits import NUM_CLASSES, DigitsSplits, LabelledImages, digits_splits
-from domains.imagenet.judge import train_judge
-from domains.imagenet.pictures import save_comparison, save_sheet
-from domains.imagenet.quality import Quality, measure, median_nearest
+from domains.imagenet.config import CONFIGS, OneStepGenerator
+from domains.imagenet.data.section import DataSection, open_images
+from domains.imagenet.eval_section import EvalSection
+from domains.imagenet.evaluation import Evaluation, Figures
+from domains.imagenet.measuring import figures_of, load_measure, missing_measures
+from domains.imagenet.metrics.feature_set import gather
+from domains.imagenet.metrics.image_batches import in_batches
+from domains.imagenet.metrics.npz_images import npz_images
+from domains.imagenet.missing import Missing, refuse_missing
+from domains.imagenet.sample import chosen_device
 from domains.imagenet.sampling import generate, load_generator
+from domains.imagenet.tokenizers import Tokenizer
+from domains.imagenet.tokenizers.section import missing_tokenizer
 from drifting.training.atomic_file import replace_text
 from drifting.training.command_line import command
+from drifting.training.config import require
 from drifting.training.errors import ConfigError
-
-JUDGE_SEED = 1001  # of the first judge: no run's own seed
-SAMPLE_SEED = 99
-GRID_COLUMNS = 10
 
 
 @dataclass
 class EvaluateConfig:
-    """`run`: a run directory of training; `eval`: as in training."""
+    """Either `run`, a run directory of training, or `images`. `eval`: as in training.
 
-    run: str
+    data: of the judge and the real images, where `images` is given; a run knows its own. out: folder of what is
+    written; the run's where empty.
+    """
+
+    run: str = ""
+    images: str = ""
+    out: str = ""
+    device: str = "auto"
+    threads: int = 1
+    data: DataSection = field(default_factory=DataSection)
     eval: EvalSection = field(default_factory=EvalSection)
+
+    def __post_init__(self) -> None:
+        which = "a run directory, or images=<npz, pixel store or folder>, and not both"
+        require((self.run == "") != (self.images == ""), "run", which, f"run={self.run!r}, images={self.images!r}")
+        require(self.run != "" or self.out != "", "out", "a folder for the figures, where images is given", self.out)
+        require(self.threads >= 1, "threads", "at least 1", self.threads)
 
 
 @command(EvaluateConfig, "imagenet_evaluate", configs=CONFIGS)
 def main(config: EvaluateConfig) -> None:
-    """Evaluate the newest checkpoint of a run."""
-    report(Path(config.run), config.eval)
+    """Evaluate the newest checkpoint of a run, or images."""
+    torch.set_num_threads(config.threads)
+    if config.run:
+        report(Path(config.run), config.eval, out=Path(config.out) if config.out else None)
+    else:
+        measure_images(config)
 
 
-def report(run_dir: Path, section: EvalSection) -> dict[str, dict[str, float]]:
-    """Write metrics.json, a sample sheet per guidance scale and samples beside real images; print the table."""
-    torch.set_num_threads(1)  # judges are tiny: threads cost more than they bring
-    _, generator, step = load_generator(run_dir)
-    splits = digits_splits()
-    check_enough_samples(section, splits)
-    held_out = getattr(splits, section.split)
-    print(f"evaluating step {step} on {len(held_out)} {section.split} images; training {section.judges} judges ...")
-    judges = [train_judge(splits.train, JUDGE_SEED + index) for index in range(section.judges)]
+def report(run_dir: Path, section: EvalSection, *, out: Path | None = None) -> Figures:
+    """Write metrics.json, plots and sheets into a run directory, or into `out`; print the tables.
 
-    qualities = {"training images": measure(splits.train, held_out, splits.train, judges)}
-    labels = torch.arange(NUM_CLASSES).repeat_interleave(section.samples_per_class)
-    for alpha in section.alphas:
-        samples = LabelledImages(generate(generator, labels, alpha, seed=SAMPLE_SEED), labels)
-        qualities[f"alpha {alpha:g}"] = measure(samples, held_out, splits.train, judges)
-        grid = samples.images.unflatten(0, (NUM_CLASSES, -1))[:, :GRID_COLUMNS].flatten(0, 1)
-        save_sheet(run_dir / f"samples_alpha_{alpha:g}.png", grid, GRID_COLUMNS)
-        if alpha == section.alphas[0]:
-            titled = [("real, held out", real_grid(held_out)), (f"generated in one step, alpha {alpha:g}", grid)]
-            save_comparison(run_dir / "real_and_generated.png", titled)
-
-    # Of held-out images: what a sample that copies nothing has.
-    unseen = median_nearest(held_out.images.flatten(1), splits.train.images.flatten(1))
-    rows = {
-        name: relative_figures(quality, qualities["training images"], unseen) for name, quality in qualities.items()
-    }
-    speed = samples_per_second(generator)
-    figures = {
-        "step": step,
-        "split": section.split,
-        "judges": section.judges,
-        "samples": len(labels),
-        "samples_per_second": speed,
-        "rows": rows,
-        "absolute": {name: asdict(quality) for name, quality in qualities.items()},
-    }
-    replace_text(run_dir / "metrics.json", json.dumps(figures, indent=2) + "\n")
-    print_table(rows)
-    print(f"one-step sampler: {speed:,.0f} images/s on this machine, one thread")
-    print(f"everything lies in {run_dir}: metrics.json, samples_alpha_*.png, real_and_generated.png, curves.png,")
-    print("metrics.jsonl, tensorboard/, checkpoints/")
-    return rows
+    Raises:
+        ConfigError: something is missing: all of it is listed, before the first sample.
+    """
+    config, generator, step = load_generator(run_dir)
+    refuse_missing(missing_measures(section, config.data) + missing_tokenizer(config.tokenizer))
+    folder = out or run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluation = Evaluation(config, generator, section, run_dir, folder)
+    print(f"evaluating step {step}: {evaluation.plan()}")
+    found = evaluation.measured()
+    speed = samples_per_second(generator, evaluation.tokenizer)
+    samples = len(evaluation.stream.labels)
+    figures = {"step": step, "split": section.split, "judges": section.judges, "samples": samples}
+    figures |= {"samples_per_second": speed, "network": section.network, "rows": found.rows} | found.details
+    replace_text(folder / "metrics.json", json.dumps(figures, indent=2) + "\n")
+    print(f"\n{found.text}\n")
+    print(f"one-step sampler: {speed:,.0f} images/s on this machine, {torch.get_num_threads()} thread(s)")
+    print(f"everything lies in {folder}: metrics.json, samples_alpha_*.png, guidance_sweep.png, ...")
+    return found.rows
 
 
-def check_enough_samples(section: EvalSection, splits: DigitsSplits) -> None:
-    """Refuse fewer samples per class than the largest class has training images: they are compared in equal numbers."""
-    least = int(splits.train.labels.bincount().max())
-    if section.samples_per_class < least:
-        raise ConfigError(
-            f"eval.samples_per_class must be at least {least}, the training images of the largest class, "
-            f"got {section.samples_per_class}"
+def measure_images(config: EvaluateConfig) -> dict[str, float]:
+    """Figures of images that lie somewhere; written to <out>/metrics.json.
+
+    Raises:
+        ConfigError: something is missing.
+    """
+    section = config.eval
+    if not Path(config.images).expanduser().exists() and "://" not in config.images:
+        own = [Missing("images", f"{config.images} does not exist", "images=FILE.npz, STORE or FOLDER")]
+    else:
+        own = []
+    refuse_missing(own + missing_measures(section, config.data, neighbours=False))
+    out = Path(config.out)
+    network, reference = load_measure(section, config.data, out, chosen_device(config.device))
+    print(f"reference {section.reference or section.split + ' images'}: {reference.serves()}")
+    try:
+        measured = gather(opened(config.images, config.data.size, section.batch), network)
+    except ValueError as error:  # of another shape than the network's
+        raise ConfigError(f"images={config.images}: {error}") from error
+    figures = figures_of(measured, reference, section)
+    out.mkdir(parents=True, exist_ok=True)
+    content = {"images": config.images, "samples": measured.moments.count, "figures": figures}
+    replace_text(out / "metrics.json", json.dumps(content, indent=2) + "\n")
+    print("\n".join(f"{name:<20}{value:>12.4f}" for name, value in figures.items()))
+    print(f"of {measured.moments.count} images; written to {out}/metrics.json")
+    return figures
+
+
+def opened(path: str, size: int, batch: int) -> Iterator[Tensor]:
+    """Batches of uint8 images of an npz file, a pixel store or a folder."""
+    return (
+        npz_images(Path(path).expanduser(), batch)
+        if path.endswith(".npz")
+        else in_batches(open_images(path, size), batch)
+    )
+
+
+def samples_per_second(generator: OneStepGenerator, tokenizer: Tokenizer | None, seconds: float = 2.0) -> float:
+    """Throughput of sampling, noise and decoding included: the best batch within about `seconds`."""
+    best, batch, began = 0.0, 1, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        generate(
+            generator,
+            torch.arange(batch) % generator.cfg.num_classes,
+            1.0,
+            seed=batch,
+            batch=batch,
+            tokenizer=tokenizer,
         )
-
-
-def relative_figures(quality: Quality, train: Quality, unseen_nearest: float) -> dict[str, float]:
-    """Figures as multiples of what real images score, where a multiple says more than the figure."""
-    return {
-        "FD(judge) / real": quality.fd / train.fd,
-        "FD, same number": quality.fd_matched / train.fd,
-        "accuracy": quality.accuracy,
-        "std / real": quality.std / train.std,
-        "precision": quality.precision,
-        "recall": quality.recall,
-        "nearest / real": quality.nearest / unseen_nearest,
-    }
-
-
-def real_grid(data: LabelledImages) -> torch.Tensor:
-    """The first images of every class, [C * GRID_COLUMNS, 1, H, W]."""
-    return torch.cat([data.images[data.labels == label][:GRID_COLUMNS] for label in range(NUM_CLASSES)])
-
-
-def samples_per_second(generator: OneStepGenerator, batch: int = 1000, repeats: int = 5) -> float:
-    """Throughput of sampling, best of `repeats` batches; noise included."""
-    labels = torch.arange(batch) % NUM_CLASSES
-    seconds = []
-    for repeat in range(repeats):
-        began = time.perf_counter()
-        generate(generator, labels, 1.0, seed=repeat)
-        seconds.append(time.perf_counter() - began)
-    return batch / min(seconds)
-
-
-def print_table(rows: dict[str, dict[str, float]]) -> None:
-    """One line per row of figures."""
-    names = list(next(iter(rows.values())))
-    width = max(len(row) for row in rows)
-    print("\n" + " " * width + "".join(f"  {name:>16}" for name in names))
-    for row, figures in rows.items():
-        print(f"{row:<{width}}" + "".join(f"  {figures[name]:>16.3f}" for name in names))
-    print()
+        best = max(best, batch / (time.perf_counter() - start))
+        batch = min(2 * batch, 1000)
+    return best
 
 
 if __name__ == "__main__":

@@ -47,21 +47,23 @@ def local_folder(
     given = os.fspath(name_or_folder)
     folder = Path(given).expanduser()
     if folder.is_dir():
-        if missing := _missing(_names(folder), files):
-            raise WeightsError(f"{setting}={given} has no file {_listed(missing)}; it holds {_listed(_names(folder))}")
+        if missing := missing_files(file_names(folder), files):
+            raise WeightsError(
+                f"{setting}={given} has no file {listed(missing)}; it holds {listed(file_names(folder))}"
+            )
         return folder
     if not HUB_ID.fullmatch(given):
         raise WeightsError(f"{setting}={given!r} is no existing folder, nor the owner/name of a Hub repository")
-    return _cached(given, files, revision) or _downloaded(given, files, revision, setting)
+    return cached_folder(given, files, revision) or _downloaded(given, files, revision, setting)
 
 
-def _cached(repository: str, files: Sequence[str], revision: str | None) -> Path | None:
+def cached_folder(repository: str, files: Sequence[str], revision: str | None) -> Path | None:
     """What the local cache holds of it, if all files are there."""
     try:
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[]))
     except LocalEntryNotFoundError:
         return None
-    return None if _missing(_names(folder), files) else folder
+    return None if missing_files(file_names(folder), files) else folder
 
 
 def _downloaded(repository: str, files: Sequence[str], revision: str | None, setting: str) -> Path:
@@ -71,7 +73,7 @@ def _downloaded(repository: str, files: Sequence[str], revision: str | None, set
 
     try:
         names = _within(PATIENCE, present)
-        missing = _missing(names, files)
+        missing = missing_files(names, files)
         wanted = _best(names, files)
         folder = None if missing else snapshot_download(repository, revision=revision, allow_patterns=wanted)
     except Exception as error:  # whatever the client raises (its HTTP library has changed twice): no files
@@ -81,7 +83,7 @@ def _downloaded(repository: str, files: Sequence[str], revision: str | None, set
             f"then set {setting}=FOLDER"
         ) from error
     if folder is None:
-        raise WeightsError(f"{setting}={repository} has no file {_listed(missing)}; it holds {_listed(names)}")
+        raise WeightsError(f"{setting}={repository} has no file {listed(missing)}; it holds {listed(names)}")
     return Path(folder)
 
 
@@ -103,7 +105,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _names(folder: Path) -> list[str]:
+def file_names(folder: Path) -> list[str]:
+    """Every file, relative to the folder, sorted."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
@@ -114,12 +117,14 @@ def _best(names: Iterable[str], files: Sequence[str]) -> list[str]:
     return [pattern for pattern in chosen if pattern is not None]
 
 
-def _missing(names: Iterable[str], files: Sequence[str]) -> list[str]:
+def missing_files(names: Iterable[str], files: Sequence[str]) -> list[str]:
+    """Entries of `files`, as `local_folder` takes them, that none of the names serves."""
     known = list(names)
     return [entry for entry in files if not _best(known, [entry])]
 
 
-def _listed(names: Sequence[str], limit: int = 8) -> str:
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """The first names, and how many there are."""
     shown = ", ".join(name.replace("|", " or ") for name in names[:limit]) or "nothing"
     return shown if len(names) <= limit else f"{shown}, ... ({len(names)} files)"
 
@@ -175,5 +180,5 @@ def load_complete(
     missing = sorted(key for key in found["missing_keys"] if not (optional and key.startswith(optional)))
     unknown = sorted(found["unexpected_keys"])
     if missing or unknown:
-        raise WeightsError(f"{other}: it lacks {_listed(missing)} and has unknown {_listed(unknown)}")
+        raise WeightsError(f"{other}: it lacks {listed(missing)} and has unknown {listed(unknown)}")
     return network

@@ -49,9 +49,11 @@ def save_sheet(path: Path, images: Tensor, columns: int = 10) -> None:
 
 def save_comparison(path: Path, titled: Sequence[tuple[str, Tensor]], columns: int = 10) -> None:
     """Sheets side by side under their titles."""
-    figure, axes = plt.subplots(1, len(titled), figsize=(4.2 * len(titled), 4.6), layout="constrained")
-    for axis, (title, images) in zip(np.atleast_1d(axes), titled, strict=True):
-        axis.imshow(sheet(images, columns), cmap="gray", vmin=0, vmax=255)
+    sheets = [sheet(images, columns) for _, images in titled]
+    height = max(4.2 * pixels.shape[0] / pixels.shape[1] for pixels in sheets)
+    figure, axes = plt.subplots(1, len(titled), figsize=(4.2 * len(titled), height + 0.4), layout="constrained")
+    for axis, (title, _), pixels in zip(np.atleast_1d(axes), titled, sheets, strict=True):
+        axis.imshow(pixels, cmap="gray", vmin=0, vmax=255)
         axis.set_title(title)
         axis.axis("off")
     figure.savefig(path, dpi=110)

@@ -165,5 +165,6 @@ class DriftingPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Samples as they come from the generator -> images [K, C, H, W] in [0, 1], float32."""
         if self.vae is not None:
             latents = samples.to(self.vae.dtype) / self.vae.config.scaling_factor
+            latents = latents + (self.vae.config.get("shift_factor") or 0.0)
             samples = self.vae.decode(latents).sample
         return (samples.float() / 2 + 0.5).clamp(0, 1)

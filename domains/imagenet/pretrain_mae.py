@@ -1,93 +1,63 @@
 """Pre-train the masked auto-encoder whose features a generator drifts in (paper A.3).
 
-python -m domains.imagenet.pretrain_mae                        on the training digits, into runs/mae_digits
+    python -m domains.imagenet.pretrain_mae                        on the training digits, into runs/mae_digits
+    python -m domains.imagenet.pretrain_mae mae_experiment=imagenette64         on pixels
+    python -m domains.imagenet.pretrain_mae mae_experiment=imagenette_latent    on the latents of a tokenizer
+
+The same command continues a stopped run. At its end it reports the held-out reconstruction error and the linear
+accuracy of the features, and writes them into metrics.json of the run directory.
 """
 
-from dataclasses import dataclass, field
-from pathlib import Path
+import json
 
 import torch
 
 from domains.imagenet.config import CONFIGS
-from domains.imagenet.digits import digits_splits
-from domains.imagenet.mae import MaeConfig, MaskedAutoencoder, random_patch_mask
-from domains.imagenet.real_samples import ShuffledEpochs
-from drifting.training.checkpoint import Checkpoint, load_average
+from domains.imagenet.data.image_data import ImageData
+from domains.imagenet.data.section import load_training_data, missing_data
+from domains.imagenet.mae import MaeConfig, MaskedAutoencoder, random_patch_mask, to_grid
+from domains.imagenet.mae_evaluation import ERROR, LINEAR, MEAN_ERROR, MaeEvaluation, held_out_data, missing_held_out
+from domains.imagenet.mae_training import MaeTrainingConfig
+from domains.imagenet.missing import refuse_missing
+from domains.imagenet.training_batches import TrainingBatches
+from drifting.training.atomic_file import replace_text
+from drifting.training.checkpoint import Checkpoint
 from drifting.training.command_line import command
-from drifting.training.config import (
-    CheckpointConfig,
-    EmaConfig,
-    LogConfig,
-    OptimConfig,
-    ParallelConfig,
-    RunConfig,
-    require,
-)
+from drifting.training.config import ParallelConfig
 from drifting.training.draws import stream
 from drifting.training.ema import Ema
-from drifting.training.errors import ConfigError, TrainingError
+from drifting.training.errors import ConfigError
 from drifting.training.launch import prepare
 from drifting.training.optimizer import build_optimizer, optimizer_step
 from drifting.training.parallelize import parallelize
 from drifting.training.random import seed_everything
-from drifting.training.run_dir import load_config, open_run
+from drifting.training.run_dir import open_run
 from drifting.training.state import TrainState, every
 from drifting.training.stop import StopRequest
 from drifting.training.telemetry import Telemetry
 
 
-@dataclass
-class MaeTrainingConfig:
-    """Everything that `python -m domains.imagenet.pretrain_mae` needs.
-
-    For the last `classification_steps` the loss is (1 - w) reconstruction + w cross-entropy; w rises linearly to
-    `classification_weight` over the first third of them (paper A.3).
-    """
-
-    run: RunConfig
-    mae: MaeConfig = field(default_factory=MaeConfig)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=4e-3, warmup_steps=4000))
-    ema: EmaConfig = field(default_factory=lambda: EmaConfig(decays=[0.9995]))
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    batch: int = 8192
-    classification_steps: int = 0
-    classification_weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        require(self.batch >= 1, "batch", "at least 1", self.batch)
-        within = 0 <= self.classification_steps <= self.run.steps
-        require(within, "classification_steps", f"in 0..run.steps={self.run.steps}", self.classification_steps)
-        headed = self.classification_steps == 0 or self.mae.num_classes > 0
-        require(headed, "mae.num_classes", "the number of classes, as classification_steps > 0", self.mae.num_classes)
-        require(0 <= self.classification_weight <= 1, "classification_weight", "in [0, 1]", self.classification_weight)
-
-    def weight_at(self, step: int) -> float:
-        """Classification weight w of update `step`."""
-        done = step - (self.run.steps - self.classification_steps)
-        rise = max(1, self.classification_steps // 3)
-        return 0.0 if done < 0 else self.classification_weight * min(1.0, done / rise)
-
-
 @command(MaeTrainingConfig, "mae", configs=CONFIGS)
 def main(config: MaeTrainingConfig) -> None:
-    """Train, checkpoint, and report held-out reconstruction."""
+    """Train, checkpoint, and report what held-out images say."""
     world = prepare(config.run, config.parallel)
     refuse_sharing(config.parallel)
     own, weight = world.own(config.batch, "batch"), world.weight(config.batch)
-    run_dir = open_run(config.run, config)
+    refuse_missing(missing_data(config.data) + missing_held_out(config.data))
+    data, held_out = load_training_data(config.data), held_out_data(config.data)
+    check_fits(config.mae, data)
+    evaluation = None if held_out is None else MaeEvaluation(data, held_out, config.eval, world.device)
+    run_dir = open_run(config.run, config, free="eval")
     seed_everything(config.run.seed)
-    splits = digits_splits()
     mae = MaskedAutoencoder(config.mae).to(world.device)
     ema = Ema(mae, config.ema.decays, warmup=config.ema.warmup)
     model = parallelize(mae, world, config.parallel, copies=ema.models)
     telemetry = Telemetry(config.log, world)
     optimizer = build_optimizer(mae, config.optim)
-    epochs = ShuffledEpochs(len(splits.train), config.run.seed)
+    batches = TrainingBatches(data, config.batch, own, config.run.seed)
     state = TrainState()
     checkpoint = Checkpoint(
-        run_dir, keep=config.checkpoint.keep, mae=mae, ema=ema, optimizer=optimizer, epochs=epochs, state=state
+        run_dir, keep=config.checkpoint.keep, mae=mae, ema=ema, optimizer=optimizer, batches=batches, state=state
     )
     checkpoint.load_latest()
 
@@ -97,12 +67,12 @@ def main(config: MaeTrainingConfig) -> None:
     with StopRequest() as stop, loop, checkpoint.in_background():
         while state.step < steps:
             with telemetry.waiting_for("training images"):
-                batch = splits.train.subset(epochs.take(config.batch)[own])
-                images = batch.images.to(world.device)
+                images, labels = batches.take(state.step)
+                images = images.to(world.device)
             with telemetry.region("forward"):
                 terms = model(
                     images,
-                    batch.labels.to(world.device) if config.mae.num_classes else None,
+                    labels.to(world.device) if config.mae.num_classes else None,
                     classification_weight=config.weight_at(state.step),
                     mask=draw_mask(config, state.step, images)[own],
                 )
@@ -113,10 +83,12 @@ def main(config: MaeTrainingConfig) -> None:
             state.step += 1
             telemetry.step(config.batch)
             if every(config.log.every, state.step, last=steps):
-                figures = {"reconstruction": terms.reconstruction.mean()}
+                figures: dict[str, torch.Tensor] = {"reconstruction": terms.reconstruction.mean()}
                 if terms.correct is not None:
                     figures["accuracy"] = terms.correct.float().mean()
                 telemetry.write(state.step, world.mean(figures, weight) | {"grad_norm": grad_norm})
+            if evaluation and config.eval.every and every(config.eval.every, state.step) and state.step < steps:
+                telemetry.write(state.step, evaluation.figures(ema.model()))
             stopping = stop.requested()
             if stopping or every(config.checkpoint.every, state.step, last=steps):
                 checkpoint.save(state.step)
@@ -127,9 +99,38 @@ def main(config: MaeTrainingConfig) -> None:
         stop.announce(run_dir, step=state.step, total=steps)
         return
 
-    error, baseline = reconstruction_error(ema.model(), splits.validation.images.to(world.device))
-    world.say(f"held-out hidden-pixel error {error:.4f}, of predicting the mean image {baseline:.4f}; {run_dir}")
+    if evaluation is None:
+        world.say(f"no held-out figures, as data.validation names nothing; {run_dir}")
+    else:
+        figures_at_end = evaluation.figures(ema.model())
+        world.say(f"{in_words(figures_at_end)}; {run_dir}")
+        if world.is_main:
+            replace_text(run_dir / "metrics.json", json.dumps({"step": steps, **figures_at_end}, indent=2) + "\n")
     world.finish()
+
+
+def in_words(figures: dict[str, float]) -> str:
+    """One line for the figures of `MaeEvaluation`."""
+    text = f"held-out hidden-position error {figures[ERROR]:.4f}, of predicting the mean {figures[MEAN_ERROR]:.4f}"
+    return text + (f"; linear accuracy {figures[LINEAR]:.3f}" if LINEAR in figures else "")
+
+
+def check_fits(mae: MaeConfig, data: ImageData) -> None:
+    """Refuse an auto-encoder of other samples or classes.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    try:
+        grid = to_grid(torch.empty(1, *data.sample_shape, device="meta"), mae)
+        random_patch_mask(grid, mae.mask_patch, mae.mask_probability)
+    except ValueError as error:
+        raise ConfigError(f"mae.channels, mae.space_to_depth, mae.blocks or mae.mask_patch: {error}") from error
+    if mae.num_classes not in (0, len(data.classes)):
+        raise ConfigError(
+            f"mae.num_classes must be {len(data.classes)}, the classes of the data, or 0 for no head, "
+            f"got {mae.num_classes}"
+        )
 
 
 def refuse_sharing(parallel: ParallelConfig) -> None:
@@ -145,33 +146,6 @@ def draw_mask(config: MaeTrainingConfig, step: int, images: torch.Tensor) -> tor
     grid = torch.empty((), device=images.device).expand(config.batch, 1, *sides)
     source = stream(config.run.seed, "mask", step, device=images.device)
     return random_patch_mask(grid, config.mae.mask_patch, config.mae.mask_probability, source)
-
-
-@torch.no_grad()
-def reconstruction_error(mae: torch.nn.Module, images: torch.Tensor) -> tuple[float, float]:
-    """Mean squared error on hidden positions, and that of the mean image in place of the reconstruction."""
-    error = mae(images, generator=torch.Generator(images.device).manual_seed(0)).reconstruction.mean()
-    return float(error), float((images - images.mean(0)).square().sum(1).mean())
-
-
-def load_mae(run_dir: Path) -> MaskedAutoencoder:
-    """The averaged auto-encoder of a finished pre-training run.
-
-    Raises:
-        TrainingError: no such run, an unfinished one, or a damaged checkpoint.
-    """
-    if not run_dir.exists():
-        raise TrainingError(
-            f"encoder.run={run_dir} does not exist. Pre-train it first: python -m domains.imagenet.pretrain_mae"
-        )
-    config = load_config(run_dir, MaeTrainingConfig)
-    mae, step = load_average(run_dir, MaskedAutoencoder(config.mae), config.ema)
-    if step < config.run.steps:
-        raise TrainingError(
-            f"encoder.run={run_dir} stopped at step {step} of {config.run.steps}. "
-            "Finish it with the command that started it."
-        )
-    return mae
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from domains.imagenet.config import ImagenetConfig, OneStepGenerator
+from domains.imagenet.data.image_data import to_float
 from domains.imagenet.generator import DiTGenerator
 from domains.imagenet.real_samples import RealSamples
 from drifting import DriftTerms, FeatureDriftLoss, guidance_weight
@@ -105,7 +106,7 @@ class ProblemDraws:
     def flops(self, encoder: nn.Module) -> int:
         """FLOPs of a step's networks on this rank, forward and backward; nothing is computed."""
         labels = torch.zeros(1, dtype=torch.long)
-        noise, style = self._noise(0, [0], self.real.image_shape)
+        noise, style = self._noise(0, [0], torch.Size(self.real.data.sample_shape))
         inputs = [noise[0, :1], labels, torch.ones(1), *([] if style is None else [style[0, :1]])]
         problems = (self.own.stop - self.own.start) * (2 if self.drift.twins else 1)
         generated = problems * (self.own_samples.stop - self.own_samples.start)
@@ -121,7 +122,7 @@ class ProblemDraws:
             problems += [self.drift.classes_per_step + problem for problem in problems]
         device, drift = self.world.device, self.drift
         streams = [stream(self.seed, "real", step, problem) for problem in problems]
-        positives, unconditional = (block.to(device) for block in self.real.draw(labels, streams))
+        positives, unconditional = (to_float(block.to(device)) for block in self.real.draw(labels, streams))
         noise, style = self._noise(step, problems, positives.shape[2:])
         alpha = alpha.to(device)
         return StepProblems(

@@ -5,14 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from domains.imagenet.digits import LabelledImages
+from domains.imagenet.config import ImagenetConfig
+from domains.imagenet.data.image_data import DataError, ImageData
 from drifting import SampleQueue
-from drifting.training.errors import TrainingError
+from drifting.training.draws import stream
+from drifting.training.world import World
 
-
-class DataError(TrainingError):
-    """Training data that cannot serve the drifting problems asked for."""
+FILL_BATCH = 1024  # samples read at once before the first step
 
 
 class ShuffledEpochs:
@@ -58,6 +59,10 @@ class ShuffledEpochs:
 class RealSamples:
     """The class queue and the unconditional queue, filled before the first step and refreshed every step.
 
+    Queues hold samples as the data set stores them (pixels: uint8, a quarter of float32), or, with `holds` "indices",
+    only where they lie in the data set: each draw reads them again, with flips and crops of its own. At 1000 classes of
+    128 images of 256 x 256 that is 1 MB instead of 25 GB, for a data set that is read quickly in any order.
+
     With `ranks` above 1 the queues are this rank's own: of every push each rank takes another part. Otherwise they are
     the same wherever they are filled with the same seed.
 
@@ -67,7 +72,7 @@ class RealSamples:
 
     def __init__(
         self,
-        data: LabelledImages,
+        data: ImageData,
         *,
         num_classes: int,
         per_class: int,
@@ -75,59 +80,98 @@ class RealSamples:
         num_positive: int,
         num_unconditional: int,
         seed: int,
+        holds: str = "samples",
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        held = torch.bincount(data.labels, minlength=num_classes)
-        if len(held) > num_classes:
-            raise DataError(f"the data have {len(held)} classes, the generator only {num_classes}")
-        if short := [f"{label} ({int(count)})" for label, count in enumerate(held) if count < num_positive]:
-            raise DataError(
-                f"classes with fewer than drift.num_positive={num_positive} images: {', '.join(short)}. "
-                "Add images, lower drift.num_positive, or lower the generator's num_classes."
-            )
-        self.data = data
+        _check_enough(data, num_classes, num_positive, num_unconditional)
+        self.data, self.seed = data, seed
         self.num_positive, self.num_unconditional = num_positive, num_unconditional
         self.rank, self.ranks = rank, ranks
         self.newest_labels = data.labels[:0]  # of the last push
-        shape = tuple(data.images.shape[1:])
+        self.pushes = 0
+        self.indices_only = holds == "indices"
+        shape: tuple[int, ...] = () if self.indices_only else data.sample_shape
+        dtype = torch.int64 if self.indices_only else data.dtype
         self.epochs = ShuffledEpochs(len(data), seed)
-        self.positives = SampleQueue(num_classes, per_class, shape, generator=torch.Generator().manual_seed(seed))
-        self.unconditional = SampleQueue(1, unconditional, shape, generator=torch.Generator().manual_seed(seed + 1))
-        while bool((self.positives.count < num_positive).any()) or int(self.unconditional.count) < num_unconditional:
-            self.push(len(data))
+        self.positives = SampleQueue(num_classes, per_class, shape, dtype, torch.Generator().manual_seed(seed))
+        self.unconditional = SampleQueue(1, unconditional, shape, dtype, torch.Generator().manual_seed(seed + 1))
+        self._fill()
 
-    @property
-    def image_shape(self) -> torch.Size:
-        """C, H, W."""
-        return self.positives.samples.shape[2:]
+    @classmethod
+    def of(cls, config: ImagenetConfig, data: ImageData, world: World) -> "RealSamples":
+        """The queues of a run on this rank."""
+        queue, drift = config.queue, config.drift
+        own = queue.owner == "rank"
+        return cls(
+            data,
+            num_classes=len(data.classes),
+            per_class=queue.per_class,
+            unconditional=queue.unconditional,
+            num_positive=drift.num_positive,
+            num_unconditional=drift.num_unconditional,
+            seed=config.run.seed,
+            holds=queue.holds,
+            rank=world.problem_share if own else 0,
+            ranks=world.problem_shares if own else 1,
+        )
 
     def push(self, n: int) -> None:
         """Push the next n real samples into both queues; with queues of its own, every rank n others."""
         own = self.epochs.take(n * self.ranks)[n * self.rank : n * (self.rank + 1)]
-        batch = self.data.subset(own)
-        self.newest_labels = batch.labels
-        self.positives.push(batch.images, batch.labels)
-        self.unconditional.push(batch.images, torch.zeros_like(batch.labels))
+        samples = self._stored(own)
+        self.newest_labels = self.data.labels[own]
+        self.positives.push(samples, self.newest_labels)
+        self.unconditional.push(samples, torch.zeros_like(self.newest_labels))
 
     def draw(self, labels: Tensor, streams: Sequence[torch.Generator] | None = None) -> tuple[Tensor, Tensor]:
-        """Positives [B, P, C, H, W] of each label and unconditional samples [B, N, C, H, W].
+        """Positives [B, P, C, H, W] of each label and unconditional samples [B, N, C, H, W], stored as the data are.
 
         `streams`, one for each label, make every problem's draw its own; None draws from the queues' generators.
         """
         unlabelled = torch.zeros_like(labels)
-        return (
+        drawn = (
             _draw(self.positives, labels, self.num_positive, streams),
             _draw(self.unconditional, unlabelled, self.num_unconditional, streams),
         )
+        if not self.indices_only:
+            return drawn
+        sources = [self.positives.generator] * len(labels) if streams is None else streams
+        positives, unconditional = (
+            torch.stack([self.data.read(rows, source) for rows, source in zip(block, sources, strict=True)])
+            for block in drawn
+        )
+        return positives, unconditional
+
+    def _stored(self, indices: Tensor) -> Tensor:
+        """What the queues keep of the samples at `indices`; each call draws flips and crops of its own."""
+        self.pushes += 1
+        if self.indices_only:
+            return indices
+        return self.data.read(indices, stream(self.seed, "read", self.pushes, self.rank))
+
+    def _fill(self) -> None:
+        """Fill both queues with random samples: what they would keep of one epoch."""
+        order = [self.epochs.take(len(self.data)) for _ in range(self.ranks)][self.rank]
+        labels = self.data.labels[order]
+        by_class = [order[labels == label][-self.positives.capacity :] for label in range(self.positives.num_classes)]
+        self._fill_queue(self.positives, torch.cat(by_class), self.data.labels)
+        self._fill_queue(self.unconditional, order[-self.unconditional.capacity :], torch.zeros_like(self.data.labels))
+
+    def _fill_queue(self, queue: SampleQueue, chosen: Tensor, labels: Tensor) -> None:
+        batches = chosen.split(FILL_BATCH)
+        for part in tqdm(batches, desc="filling the queues", unit="batch", disable=len(batches) < 8):
+            queue.push(self._stored(part), labels[part])
 
     def state_dict(self) -> dict[str, Any]:
         """Both queues, the data position, and whose they are."""
         parts = {name: getattr(self, name).state_dict() for name in ("epochs", "positives", "unconditional")}
-        return parts | {"owner": {"rank": self.rank}}
+        data = {"fingerprint": self.data.fingerprint}
+        return parts | {"owner": {"rank": self.rank}, "pushes": self.pushes, "data": data}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state` was taken."""
+        """Continue exactly where `state` was taken; raises ValueError for other data."""
+        self._continue(state)
         for name in ("epochs", "positives", "unconditional"):
             getattr(self, name).load_state_dict(state[name])
 
@@ -136,11 +180,31 @@ class RealSamples:
         if self.ranks == 1 and len({state["owner"]["rank"] for state in states}) == 1:
             self.load_state_dict(states[0])
             return
+        self._continue(states[0])
         own = {state["owner"]["rank"]: state for state in states}  # ranks that share samples hold the same queues
         self.epochs.load_state_dict(states[0]["epochs"])
         for name in ("positives", "unconditional"):
             saved = [own[number][name] for number in sorted(own)]
             getattr(self, name).load_state_dicts(saved, rank=self.rank, ranks=self.ranks)
+
+    def _continue(self, state: Mapping[str, Any]) -> None:
+        if state["data"]["fingerprint"] != self.data.fingerprint:
+            raise ValueError("the run began with other training data; restore them or choose another run.name")
+        self.pushes = int(state["pushes"])
+
+
+def _check_enough(data: ImageData, num_classes: int, num_positive: int, num_unconditional: int) -> None:
+    held = torch.bincount(data.labels, minlength=num_classes)
+    if len(held) > num_classes:
+        raise DataError(f"the data have {len(held)} classes, the generator only {num_classes}")
+    if short := [f"{label} ({int(count)})" for label, count in enumerate(held) if count < num_positive]:
+        listed = ", ".join(short[:10]) + (f", ... ({len(short)} classes)" if len(short) > 10 else "")
+        raise DataError(
+            f"classes with fewer than drift.num_positive={num_positive} images: {listed}. "
+            "Add images, lower drift.num_positive, or lower the generator's num_classes."
+        )
+    if len(data) < num_unconditional:
+        raise DataError(f"drift.num_unconditional={num_unconditional} is more than the {len(data)} images there are")
 
 
 def _draw(queue: SampleQueue, labels: Tensor, n: int, streams: Sequence[torch.Generator] | None) -> Tensor:

@@ -4,7 +4,8 @@
     python -m domains.imagenet.sample model=drift-b2 vae=stabilityai/sd-vae-ft-mse alpha=1.1 classes=[207,360]
 
 `run` is a run directory of training; `model` a folder, or the id of a Hub repository, as `save_pretrained` and
-`python -m domains.imagenet.convert` write it. Latents are decoded by `vae`, again a folder or an id.
+`python -m domains.imagenet.convert` write it. Its latents are decoded by `vae`, again a folder or an id; those of a run
+by the tokenizer of the run.
 Writes one sheet, a class per row, and the images as numbered PNG files, into <run>/samples/alpha<alpha>_seed<seed>, or
 into out=<folder>.
 """
@@ -18,7 +19,7 @@ from domains.imagenet.config import CONFIGS, OneStepGenerator
 from domains.imagenet.generator import DiTGenerator
 from domains.imagenet.pictures import save_image, save_sheet
 from domains.imagenet.sampling import generate, load_generator
-from domains.imagenet.vae import Tokenizer, load_tokenizer
+from domains.imagenet.tokenizers import Tokenizer, load_tokenizer
 from drifting.training.command_line import command
 from drifting.training.config import require
 from drifting.training.errors import ConfigError
@@ -54,9 +55,8 @@ class SampleConfig:
 def main(config: SampleConfig) -> None:
     """Write the sheet and the numbered images."""
     device = chosen_device(config.device)
-    generator, origin = load(config)
+    generator, origin, tokenizer = load(config)
     classes = chosen_classes(config.classes, generator.cfg.num_classes)
-    tokenizer = decoder_for(generator, config.vae)
     labels = torch.tensor(classes).repeat_interleave(config.per_class)
     images = generate(
         generator.to(device),
@@ -74,14 +74,16 @@ def main(config: SampleConfig) -> None:
     print(f"{len(images)} images of {origin}, alpha {config.alpha:g}: {out}/sheet.png and {out}/*_class*.png")
 
 
-def load(config: SampleConfig) -> tuple[OneStepGenerator, str]:
-    """The generator, in eval mode, and what to call it."""
+def load(config: SampleConfig) -> tuple[OneStepGenerator, str, Tokenizer | None]:
+    """The generator, in eval mode, what to call it, and what decodes its samples."""
     if config.model:
-        return DiTGenerator.from_pretrained(config.model, setting="model"), config.model
+        published = DiTGenerator.from_pretrained(config.model, setting="model")
+        return published, config.model, decoder_for(published, config.vae)
     trained, generator, step = load_generator(Path(config.run))
     if config.alpha > trained.guidance.high:
         print(f"note: alpha {config.alpha:g} is beyond the {trained.guidance.high:g} that training has seen")
-    return generator, f"step {step}"
+    own = trained.tokenizer.kind != "none" and not config.vae
+    return generator, f"step {step}", trained.tokenizer.build() if own else decoder_for(generator, config.vae)
 
 
 def chosen_classes(classes: list[int], num_classes: int) -> list[int]:
@@ -114,7 +116,7 @@ def decoder_for(generator: OneStepGenerator, vae: str) -> Tokenizer | None:
             f"this generator makes latents of {channels} channels: set vae=<folder or Hub id> of the autoencoder that "
             "decodes them, such as vae=stabilityai/sd-vae-ft-mse"
         )
-    tokenizer = load_tokenizer("sd_kl", vae)
+    tokenizer = load_tokenizer("sd_kl", vae, setting="vae")
     if tokenizer.channels != channels:
         raise ConfigError(f"vae={vae} decodes {tokenizer.channels} channels, this generator makes {channels}")
     return tokenizer

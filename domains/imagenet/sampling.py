@@ -1,5 +1,6 @@
-"""Sampling: noise, class and guidance scale to an image, in one forward pass."""
+"""Samples of a generator, one forward pass each, and the averaged generator of a run."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -7,12 +8,38 @@ from torch import Tensor
 
 from domains.imagenet.config import ImagenetConfig, OneStepGenerator
 from domains.imagenet.generator import DiTGenerator
-from domains.imagenet.vae import Tokenizer
+from domains.imagenet.tokenizers import Tokenizer
 from drifting.training.checkpoint import load_average
+from drifting.training.draws import stream
 from drifting.training.run_dir import load_config
+
+BLOCK = 64  # samples whose noise is drawn together
 
 
 @torch.no_grad()
+def generate_batches(
+    generator: OneStepGenerator,
+    labels: Tensor,
+    alpha: float,
+    *,
+    seed: int,
+    batch: int = 1000,
+    tokenizer: Tokenizer | None = None,
+) -> Iterator[Tensor]:
+    """One image per label [K] at one guidance scale, in order: [at most `batch`, C, H, W] on the CPU each time.
+
+    Noise is drawn in blocks, each from a source of its own: 50,000 samples need the memory of one batch, and neither
+    `batch` nor the device changes what an image looks like. Decoded where a tokenizer is given.
+    """
+    device = next(generator.parameters()).device
+    for start in range(0, len(labels), batch):
+        part = labels[start : start + batch]
+        condition = [part.to(device), torch.full((len(part),), float(alpha), device=device)]
+        noise, *style = _draws(generator, seed, start, start + len(part))
+        samples = generator(noise.to(device), *condition, *(codes.to(device) for codes in style))
+        yield (samples if tokenizer is None else tokenizer.decode(samples)).cpu()
+
+
 def generate(
     generator: OneStepGenerator,
     labels: Tensor,
@@ -22,35 +49,36 @@ def generate(
     batch: int = 1000,
     tokenizer: Tokenizer | None = None,
 ) -> Tensor:
-    """One image per label [K] at one guidance scale: [K, C, H, W] on the CPU, decoded where a tokenizer is given.
-
-    All randomness is drawn beforehand from `seed`: neither `batch` nor the device changes what an image looks like.
-    """
-    device = next(generator.parameters()).device
-    source = torch.Generator().manual_seed(seed)
-    cfg = generator.cfg
-    inputs = [
-        torch.randn(len(labels), cfg.channels, cfg.size, cfg.size, generator=source),
-        labels,
-        torch.full((len(labels),), float(alpha)),
-    ]
-    if isinstance(generator, DiTGenerator):
-        style = generator.conditioning.draw_style(len(labels), torch.device("cpu"), source)
-        inputs += [] if style is None else [style]
-    images = []
-    for part in zip(*(values.split(batch) for values in inputs), strict=True):
-        samples = generator(*(values.to(device) for values in part))
-        images.append((samples if tokenizer is None else tokenizer.decode(samples)).cpu())
-    return torch.cat(images)
+    """All images of `generate_batches` at once, [K, C, H, W]."""
+    batches = generate_batches(generator, labels, alpha, seed=seed, batch=batch, tokenizer=tokenizer)
+    return torch.cat(list(batches))
 
 
-def load_generator(run_dir: Path) -> tuple[ImagenetConfig, OneStepGenerator, int]:
-    """Configuration, averaged generator (first EMA decay) and step of a run's newest checkpoint.
+def load_generator(run_dir: Path, decay: float | None = None) -> tuple[ImagenetConfig, OneStepGenerator, int]:
+    """Configuration, averaged generator and step of a run's newest checkpoint.
+
+    `decay`: which of the run's averages, by its ema.decays; None is the first.
 
     Raises:
         RunDirError: not a run directory of image training.
-        CheckpointError: no checkpoint yet, or a damaged one.
+        CheckpointError: no checkpoint yet, a damaged one, or no such average.
     """
     config = load_config(run_dir, ImagenetConfig)
-    generator, step = load_average(run_dir, config.generator.build(), config.ema)
+    generator, step = load_average(run_dir, config.generator.build(), config.ema, decay)
     return config, generator, step
+
+
+def _draws(generator: OneStepGenerator, seed: int, start: int, stop: int) -> list[Tensor]:
+    """Noise [n, C, H, W], and style [n, codebooks] where the generator has any, of the samples start .. stop - 1."""
+    cfg = generator.cfg
+    first, last = start // BLOCK, -(-stop // BLOCK)
+    blocks = []
+    for block in range(first, last):
+        source = stream(seed, "samples", block)
+        drawn = [torch.randn(BLOCK, cfg.channels, cfg.size, cfg.size, generator=source)]
+        if isinstance(generator, DiTGenerator):
+            style = generator.conditioning.draw_style(BLOCK, torch.device("cpu"), source)
+            drawn += [] if style is None else [style]
+        blocks.append(drawn)
+    own = slice(start - first * BLOCK, stop - first * BLOCK)
+    return [torch.cat(parts)[own] for parts in zip(*blocks, strict=True)]

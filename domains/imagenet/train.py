@@ -9,19 +9,22 @@ The same command continues a stopped run. Everything it writes lies in runs/<run
 """
 
 from functools import partial
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from domains.imagenet.config import CONFIGS, EncoderSection, ImagenetConfig
-from domains.imagenet.digits import IMAGE_SHAPE, NUM_CLASSES, DigitsSplits, digits_splits
-from domains.imagenet.encoders import MaeFeatures, PixelFeatures
-from domains.imagenet.evaluate import check_enough_samples, report
+from domains.imagenet.config import CONFIGS, ImagenetConfig
+from domains.imagenet.data.image_data import ImageData
+from domains.imagenet.data.section import load_training_data, missing_data
+from domains.imagenet.encoders.section import build_encoder, missing_encoder
+from domains.imagenet.evaluate import report
+from domains.imagenet.measuring import missing_measures
+from domains.imagenet.missing import Missing, refuse_missing
 from domains.imagenet.pictures import save_curves
-from domains.imagenet.pretrain_mae import load_mae
 from domains.imagenet.problems import ProblemDraws, backward, terms_of_parts
+from domains.imagenet.quick_evaluation import QuickEvaluation
 from domains.imagenet.real_samples import RealSamples
+from domains.imagenet.tokenizers.section import missing_tokenizer
 from drifting import DriftTerms, FeatureDriftLoss
 from drifting.training.checkpoint import Checkpoint
 from drifting.training.command_line import command
@@ -47,24 +50,15 @@ def main(config: ImagenetConfig) -> None:
     """Train, checkpoint, and report at the end."""
     # Everything that can refuse comes before the run directory: a start that fails leaves no trace.
     world = prepare(config.run, config.parallel)
-    splits = digits_splits()
-    check_fits(config, splits)
-    encoder = build_encoder(config.encoder).to(world.device)
+    refuse_missing(what_is_missing(config))
+    data = load_training_data(config.data)
+    check_fits(config, data)
+    tokenizer = None if config.tokenizer.kind == "none" else config.tokenizer.build().to(world.device)
+    encoder = build_encoder(config.encoder, data.sample_shape, tokenizer).to(world.device)
     seed_everything(config.run.seed)
-    own_queues = config.queue.owner == "rank"
-    real = RealSamples(
-        splits.train,
-        num_classes=NUM_CLASSES,
-        per_class=config.queue.per_class,
-        unconditional=config.queue.unconditional,
-        num_positive=config.drift.num_positive,
-        num_unconditional=config.drift.num_unconditional,
-        seed=config.run.seed,
-        rank=world.problem_share if own_queues else 0,
-        ranks=world.problem_shares if own_queues else 1,
-    )
+    real = RealSamples.of(config, data, world)
     generator = config.generator.build().to(world.device)
-    problems = ProblemDraws(config, real, generator, NUM_CLASSES, world)
+    problems = ProblemDraws(config, real, generator, len(data.classes), world)
     telemetry = Telemetry(config.log, world, flops=partial(problems.flops, encoder))
     ema = Ema(generator, config.ema.decays, warmup=config.ema.warmup)
     model = parallelize(generator, world, config.parallel, copies=ema.models)
@@ -85,15 +79,19 @@ def main(config: ImagenetConfig) -> None:
         state=state,
     )
     checkpoint.load_latest()
+    evaluate = QuickEvaluation(config, run_dir, world.device, tokenizer) if config.eval.every else None
 
     steps = config.run.steps
-    world.say(f"{len(splits.train)} training images, {steps - state.step} steps to go, into {run_dir}")
+    world.say(
+        f"{len(data)} training samples of {len(data.classes)} classes, {steps - state.step} steps to go, into {run_dir}"
+    )
     world.say("watch drift_rms and spread (generated / real, 1 is right): the loss is nearly constant by construction")
     show = ["drift_rms", "spread"]
     loop = telemetry.loop(run_dir, model, total=steps, start=state.step, show=show, config=config)
     with StopRequest() as stop, loop, checkpoint.in_background():
         while state.step < steps:
-            logged = every(config.log.every, state.step + 1, last=steps)
+            measured = evaluate is not None and (state.step + 1) % evaluate.section.every == 0
+            logged = measured or every(config.log.every, state.step + 1, last=steps)
             with telemetry.waiting_for("training images"):
                 real.push(config.queue.push_per_step)
                 batch = problems.draw(state.step)
@@ -108,8 +106,11 @@ def main(config: ImagenetConfig) -> None:
             if logged:
                 figures = convergence(terms, config.drift.temperatures, world, batch.weight)
                 figures |= drift_rms_by_feature(terms, config.drift.temperatures)
-                figures |= world.mean({"loss": loss}, batch.weight)
-                telemetry.write(state.step, figures | {"grad_norm": grad_norm})
+                figures |= world.mean({"loss": loss}, batch.weight) | {"grad_norm": grad_norm}
+                if measured:
+                    with telemetry.region("evaluation"):
+                        figures |= evaluate.figures(ema.model())
+                telemetry.write(state.step, figures)
             stopping = stop.requested()
             if stopping or every(config.checkpoint.every, state.step, last=steps):
                 checkpoint.save(state.step)
@@ -123,36 +124,34 @@ def main(config: ImagenetConfig) -> None:
         report(run_dir, config.eval)
 
 
-def check_fits(config: ImagenetConfig, splits: DigitsSplits) -> None:
-    """Refuse a generator of another image shape or number of classes, more classes a step, too few samples to judge."""
+def what_is_missing(config: ImagenetConfig) -> list[Missing]:
+    """Data, weights and earlier runs that training, or the report after it, would not find."""
+    return [
+        *missing_data(config.data),
+        *missing_tokenizer(config.tokenizer),
+        *missing_encoder(config.encoder),
+        *missing_measures(config.eval, config.data),
+    ]
+
+
+def check_fits(config: ImagenetConfig, data: ImageData) -> None:
+    """Refuse a generator of another sample shape or number of classes, and more classes a step than there are."""
     shape = config.generator.dit if config.generator.kind == "dit" else config.generator.mlp
     key = f"generator.{config.generator.kind}"
     given = {"channels": shape.channels, "size": shape.size, "num_classes": shape.num_classes}
-    expected = {"channels": IMAGE_SHAPE[0], "size": IMAGE_SHAPE[1], "num_classes": NUM_CLASSES}
+    channels, height, width = data.sample_shape
+    if height != width:
+        raise ConfigError(f"data.path must hold square samples, got {height} x {width}")
+    classes = len(data.classes)
+    expected = {"channels": channels, "size": height, "num_classes": classes}
     for name, value in expected.items():
         if given[name] != value:
-            raise ConfigError(f"{key}.{name} must be {value} for the digits, got {given[name]}")
-    if config.drift.classes_per_step > NUM_CLASSES:
+            raise ConfigError(f"{key}.{name} must be {value} for these data ({config.data.kind}), got {given[name]}")
+    if config.drift.classes_per_step > classes:
         raise ConfigError(
-            f"drift.classes_per_step must be at most {NUM_CLASSES}, the number of classes, "
+            f"drift.classes_per_step must be at most {classes}, the number of classes, "
             f"got {config.drift.classes_per_step}"
         )
-    check_enough_samples(config.eval, splits)
-
-
-def build_encoder(section: EncoderSection) -> nn.Module:
-    """Samples [K, C, H, W] -> {key: [K, F, D]}, frozen."""
-    if section.kind == "pixels":
-        return PixelFeatures()
-    mae = load_mae(Path(section.run))
-    try:
-        encoder = MaeFeatures(
-            mae, maps=section.maps or None, patch_sizes=section.patch_sizes, input_norm=section.input_norm
-        )
-        encoder(torch.zeros(1, *IMAGE_SHAPE))
-    except ValueError as error:
-        raise ConfigError(f"encoder.maps or encoder.patch_sizes: {error}") from error
-    return encoder
 
 
 def convergence(

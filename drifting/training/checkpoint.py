@@ -32,7 +32,7 @@ from drifting.training.checkpoint_file import (
 from drifting.training.checkpoint_folder import SavedCheckpoint, write_folder
 from drifting.training.config import EmaConfig
 from drifting.training.ema import Ema
-from drifting.training.errors import CheckpointError
+from drifting.training.errors import CheckpointError, ConfigError
 from drifting.training.pieces import own_pieces
 from drifting.training.random import RandomState, generators_digest
 from drifting.training.ranks import Ranks
@@ -222,12 +222,15 @@ def restore_entries(path: Path, **entries: Stateful) -> int:
     return contents[0].step
 
 
-def load_average(run_dir: Path, module: Module, config: EmaConfig) -> tuple[Module, int]:
-    """`module` with the first average of a run's newest checkpoint, frozen and in eval mode; and that step.
+def load_average(run_dir: Path, module: Module, config: EmaConfig, decay: float | None = None) -> tuple[Module, int]:
+    """`module` with an average of a run's newest checkpoint, frozen and in eval mode; and that step.
 
-    For a module of the run's shape; errors as `load_entries`.
+    The first average, or that of `decay`. For a module of the run's shape; errors as `load_entries`, and ConfigError
+    for a decay that the run has not.
     """
+    if decay is not None and decay not in config.decays:
+        raise ConfigError(f"decay must be one of the run's ema.decays={list(config.decays)}, got {decay}")
     ema = Ema(module, config.decays, warmup=config.warmup)
     step = load_entries(run_dir, ema=ema)
-    module.load_state_dict(ema.model().state_dict())
+    module.load_state_dict(ema.model(decay).state_dict())
     return module.eval().requires_grad_(False), step

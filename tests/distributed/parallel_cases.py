@@ -16,7 +16,7 @@ from parallel_ports import free_ports, start_rank
 from torch.distributed.tensor import DTensor
 
 from domains.imagenet.config import ImagenetConfig
-from domains.imagenet.digits import LabelledImages
+from domains.imagenet.data.labelled_images import LabelledImages
 from domains.imagenet.encoders import MaeFeatures
 from domains.imagenet.mae import MaeConfig, MaskedAutoencoder
 from domains.imagenet.problems import ProblemDraws, backward

@@ -94,7 +94,7 @@ def test_features_need_a_finished_auto_encoder_and_train_with_it(tmp_path, monke
     monkeypatch.setattr(train, "report", lambda *_: None)
     config = small_config(tmp_path)
     config.encoder.kind, config.encoder.run = "mae", str(tmp_path / "mae")
-    with pytest.raises(TrainingError, match=r"does not exist. Pre-train it first: python -m domains.imagenet.pretrain"):
+    with pytest.raises(TrainingError, match=r"mae does not exist\n *python -m domains.imagenet.pretrain_mae"):
         train.main.__wrapped__(config)
     assert not (tmp_path / "small").exists()
 
@@ -185,15 +185,11 @@ def test_a_start_that_is_refused_leaves_no_run_behind(tmp_path):
         train.main.__wrapped__(config)
     config = small_config(tmp_path)
     config.generator.mlp.num_classes = 11
-    with pytest.raises(TrainingError, match=r"generator\.mlp\.num_classes must be 10 for the digits, got 11"):
+    with pytest.raises(TrainingError, match=r"generator\.mlp\.num_classes must be 10 .*\(digits\), got 11"):
         train.main.__wrapped__(config)
     config = small_config(tmp_path)
     config.drift.classes_per_step = 64
     with pytest.raises(TrainingError, match=r"drift\.classes_per_step must be at most 10, .* got 64"):
-        train.main.__wrapped__(config)
-    config = small_config(tmp_path)
-    config.eval.samples_per_class = 50
-    with pytest.raises(TrainingError, match=r"eval\.samples_per_class must be at least \d+, .* got 50"):
         train.main.__wrapped__(config)
     assert list(tmp_path.iterdir()) == []
 
@@ -216,9 +212,9 @@ def test_an_auto_encoder_that_changed_is_noticed(tmp_path, monkeypatch):
             return {"global": self.weight * samples.flatten(1).unsqueeze(1)}
 
     monkeypatch.setattr(train, "report", lambda *_: None)
-    monkeypatch.setattr(train, "build_encoder", lambda _: Encoder(1.0))
+    monkeypatch.setattr(train, "build_encoder", lambda *_: Encoder(1.0))
     train.main.__wrapped__(small_config(tmp_path))
-    monkeypatch.setattr(train, "build_encoder", lambda _: Encoder(2.0))
+    monkeypatch.setattr(train, "build_encoder", lambda *_: Encoder(2.0))
     with pytest.raises(CheckpointError, match="encoder refuses its state: the frozen network has other weights"):
         train.main.__wrapped__(small_config(tmp_path))
 

@@ -1,8 +1,12 @@
+import copy
+
 import pytest
 import torch
 
-from domains.imagenet.digits import IMAGE_SHAPE, NUM_CLASSES, TEST_PER_CLASS, LabelledImages, digits_splits
-from domains.imagenet.real_samples import DataError, RealSamples, ShuffledEpochs
+from domains.imagenet.data.digits import IMAGE_SHAPE, NUM_CLASSES, TEST_PER_CLASS, digits_splits
+from domains.imagenet.data.image_data import DataError
+from domains.imagenet.data.labelled_images import LabelledImages
+from domains.imagenet.real_samples import RealSamples, ShuffledEpochs
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +62,7 @@ def test_positives_have_their_label_and_do_not_repeat(splits):
 def test_real_samples_continue_exactly(splits):
     real = real_samples(splits.train)
     real.push(64)
-    state = {name: {k: v.clone() if torch.is_tensor(v) else v for k, v in part.items()}
-             for name, part in real.state_dict().items()}  # fmt: skip
+    state = copy.deepcopy(real.state_dict())
     real.push(64)
     expected = real.draw(torch.arange(10))
     resumed = real_samples(splits.train)

@@ -13,7 +13,7 @@ from domains.imagenet.encoders import (
     ResNetFeatures,
 )
 from domains.imagenet.mae import MaeConfig, MaskedAutoencoder
-from domains.imagenet.vae import KlTokenizer
+from domains.imagenet.tokenizers import KlTokenizer
 from drifting import DriftLoss, FeatureDriftLoss
 
 

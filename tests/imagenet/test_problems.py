@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from domains.imagenet.config import ImagenetConfig
-from domains.imagenet.digits import LabelledImages
+from domains.imagenet.data.labelled_images import LabelledImages
 from domains.imagenet.problems import ProblemDraws, StepProblems
 from domains.imagenet.real_samples import RealSamples
 from drifting.training.config import typed

@@ -4,14 +4,20 @@ import scipy.linalg
 import torch
 
 from domains.imagenet import judge as judge_module
-from domains.imagenet.digits import LabelledImages, digits_splits
-from domains.imagenet.judge import augmented, train_judge
+from domains.imagenet import quality as quality_module
+from domains.imagenet.data.digits import digits_splits
+from domains.imagenet.data.labelled_images import LabelledImages
+from domains.imagenet.judge import train_judge
+from domains.imagenet.metrics.image_batches import in_batches
+from domains.imagenet.metrics.moments import Moments
 from domains.imagenet.quality import (
     class_matched,
-    frechet_distance,
-    inside_balls,
+    fewer,
+    frechet,
     measure,
     median_nearest,
+    observe,
+    pixel_counts,
     within_class_std,
 )
 
@@ -36,40 +42,33 @@ def test_frechet_distance_is_the_formula_in_another_implementation():
     covariance_a, covariance_b = np.cov(a.T), np.cov(b.T)
     root = scipy.linalg.sqrtm(covariance_a @ covariance_b).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariance_a + covariance_b - 2 * root)
-    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-8)
-
-
-def test_frechet_distance_of_a_shift_is_its_square():
-    x = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
-    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(x, x + 2.0) == pytest.approx(5 * 4.0, rel=1e-5)
+    assert frechet(x, Moments.of(y)) == pytest.approx(expected, rel=1e-8)
 
 
 def test_within_class_std_ignores_what_differs_between_classes():
-    labels = torch.tensor([0, 0, 1, 1])
-    images = torch.tensor([0.0, 2.0, 100.0, 102.0]).view(4, 1, 1, 1)
+    labels = torch.tensor([0, 0, 1, 1, 3])  # none of class 2, one of class 3
+    images = torch.tensor([0.0, 2.0, 100.0, 102.0, 7.0]).view(5, 1, 1, 1)
     assert within_class_std(LabelledImages(images, labels)) == pytest.approx(2**0.5)
 
 
-def test_balls_reach_the_fifth_neighbour():
-    centres = torch.arange(20.0).view(-1, 1)  # the outermost centre's fifth neighbour is 5 away, a middle one's 3
-    assert inside_balls(torch.tensor([[-5.0], [24.0], [9.5]]), centres) == 1
-    assert inside_balls(torch.tensor([[-5.1], [24.1]]), centres) == 0
+def test_median_nearest_of_copies_is_zero_in_whatever_batches():
+    points = torch.randn(11, 1, 1, 3, generator=torch.Generator().manual_seed(0))
+    batches = torch.cat([points, torch.zeros(1, 1, 1, 3)]).split(5)
+    assert median_nearest(points.flatten(1), batches) == pytest.approx(0, abs=1e-6)
+    apart = median_nearest(points.flatten(1), (points + torch.tensor([100.0, 0, 0])).split(4))
+    assert apart == pytest.approx(
+        torch.cdist(points.flatten(1), points.flatten(1) + torch.tensor([100.0, 0, 0])).amin(1).median()
+    )
 
 
-def test_median_nearest_of_copies_is_zero():
-    points = torch.randn(10, 3)
-    assert median_nearest(points, torch.cat([points, torch.zeros(1, 3)])) == pytest.approx(0, abs=1e-6)
-
-
-def test_class_matched_draws_the_reference_proportions():
-    data = LabelledImages(torch.zeros(30, 1, 8, 8), torch.arange(30) % 3)
-    like = LabelledImages(torch.zeros(5, 1, 8, 8), torch.tensor([0, 0, 1, 2, 2]))
-    index = class_matched(data, like, torch.Generator().manual_seed(0))
-    assert data.labels[index].bincount().tolist() == [2, 1, 2]
+def test_class_matched_draws_the_counts_that_are_asked_for():
+    labels = torch.arange(30) % 3
+    index = class_matched(labels, torch.tensor([2, 1, 2]), torch.Generator().manual_seed(0))
+    assert labels[index].bincount().tolist() == [2, 1, 2]
     assert len(index.unique()) == 5
-    with pytest.raises(ValueError, match="data must hold at least 1 samples of class 1, got 0"):
-        class_matched(data.subset(data.labels != 1), like, torch.Generator())
+    with pytest.raises(ValueError, match="at least 1 of class 1, got 0"):
+        class_matched(labels[labels != 1], torch.tensor([2, 1, 2]), torch.Generator())
+    assert fewer(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1, 2])).tolist() == [1, 1, 0]
 
 
 def test_training_images_score_as_real(splits, judges):
@@ -78,6 +77,7 @@ def test_training_images_score_as_real(splits, judges):
     assert quality.precision > 0.94
     assert quality.recall > 0.94
     assert quality.nearest == pytest.approx(0, abs=1e-3)  # they are copies of the training images
+    assert quality.fd_matched == pytest.approx(quality.fd, rel=1e-6)  # all of them, drawn
 
 
 def test_a_collapsed_model_is_not_mistaken_for_a_good_one(splits, judges):
@@ -93,20 +93,18 @@ def test_a_collapsed_model_is_not_mistaken_for_a_good_one(splits, judges):
     assert quality.recall < 0.1
 
 
-def test_judges_depend_on_data_and_seed_alone(splits, monkeypatch):
-    monkeypatch.setattr(judge_module, "STEPS", 3)
-    torch.manual_seed(0)
-    one = train_judge(splits.train, 5)
-    torch.manual_seed(1)
-    other = train_judge(splits.train, 5)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    third = train_judge(splits.train, 6)
-    assert not torch.equal(next(one.parameters()), next(third.parameters()))
-
-
-def test_augmentation_moves_images_by_what_it_says(splits):
-    images = splits.train.images[:50]
-    still = augmented(images, torch.Generator().manual_seed(0), degrees=0, shift_pixels=0, scale=0, noise=0)
-    torch.testing.assert_close(still, images, atol=1e-5, rtol=0)
-    noisy = augmented(images, torch.Generator().manual_seed(0), degrees=0, shift_pixels=0, scale=0, noise=0.3)
-    assert (noisy - images).std() == pytest.approx(0.3, rel=0.05)
+def test_large_sets_are_compared_in_part_and_the_digits_whole(splits, judges, monkeypatch):
+    assert min(pixel_counts(64, 500)) == 500
+    assert pixel_counts(64, 500)[0] > 50_000
+    assert pixel_counts(3 * 64 * 64, 3925) == (1672, 1672)
+    monkeypatch.setattr(quality_module, "PIXEL_BUDGET", 64 * 100 * 100)
+    assert pixel_counts(64, 500) == (100, 100)
+    whole = observe(in_batches(splits.test, 64), splits.test.labels, judges, pixels=100)
+    assert len(whole.labels) == whole.spaces[0].moments.count == 500
+    assert len(whole.pixels) == 100
+    # the pixels that were kept are those of their labels
+    where = torch.cdist(whole.flat, splits.test.images.flatten(1)).argmin(1)
+    assert torch.equal(splits.test.labels[where], whole.pixels.labels)
+    for labels in (splits.test.labels[1:], splits.test.labels.repeat(2)):
+        with pytest.raises(ValueError, match="labels must be one for each image, got"):
+            observe(in_batches(splits.test, 64), labels, judges, pixels=100)

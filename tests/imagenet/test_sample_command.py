@@ -9,6 +9,7 @@ from test_pipeline import some_generator, some_vae
 from domains.imagenet import sample
 from domains.imagenet.hub import WeightsError
 from domains.imagenet.sample import SampleConfig, chosen_classes
+from drifting.training.draws import stream
 from drifting.training.errors import ConfigError
 
 
@@ -49,8 +50,8 @@ def test_latents_are_decoded_and_batches_do_not_matter(folders, tmp_path, capsys
 def test_pixels_are_images(folders, tmp_path):
     run(model=folders["pixel"], out=folders["out"], per_class=1, classes=[1], seed=4)
     image = pixels(tmp_path / "out" / "00000_class1.png")
-    source = torch.Generator().manual_seed(4)
-    noise, style = torch.randn(1, 3, 8, 8, generator=source), torch.randint(5, (1, 3), generator=source)
+    source = stream(4, "samples", 0)
+    noise, style = torch.randn(64, 3, 8, 8, generator=source)[:1], torch.randint(5, (64, 3), generator=source)[:1]
     with torch.no_grad():
         expected = some_generator(3)(noise, torch.tensor([1]), torch.ones(1), style)[0].permute(1, 2, 0)
     assert np.abs(image - (127.5 * (expected + 1)).clamp(0, 255).numpy()).max() <= 0.51

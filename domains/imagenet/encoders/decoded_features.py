@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from domains.imagenet.frozen import FrozenModule, freeze, run
-from domains.imagenet.vae import Tokenizer
+from domains.imagenet.tokenizers import Tokenizer
 
 
 class DecodedFeatures(FrozenModule):

@@ -9,26 +9,13 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from domains.imagenet.data.labelled_images import LabelledImages
+
 NUM_CLASSES = 10
 IMAGE_SHAPE = (1, 8, 8)
 SPLIT_SEED = 0
 VALIDATION_PER_CLASS = 30
 TEST_PER_CLASS = 50
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledImages:
-    """Images [K, 1, 8, 8] float32 in [-1, 1] and labels [K] int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def subset(self, index: Tensor) -> "LabelledImages":
-        """The images at `index` [K]."""
-        return LabelledImages(self.images[index], self.labels[index])
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,20 @@ import math
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from small_networks import small_autoencoder
 
+from domains.imagenet import hub
 from domains.imagenet.hub import WeightsError
-from domains.imagenet.vae import KlTokenizer, PixelTokenizer, load_tokenizer
+from domains.imagenet.tokenizers import (
+    SD_VAE,
+    KlTokenizer,
+    PixelTokenizer,
+    TokenizerSection,
+    load_tokenizer,
+    missing_tokenizer,
+)
 
 SCALE = 0.18215
 
@@ -88,6 +97,73 @@ def test_the_scale_is_that_of_the_configuration_unless_given(folder):
         load_tokenizer("sd_kl", folder, scale=0)
 
 
+def test_latents_are_shifted_then_scaled_and_back():
+    autoencoder = small_autoencoder(shift_factor=0.3)
+    tokenizer, plain = KlTokenizer(autoencoder, scale=2.0), KlTokenizer(small_autoencoder(), scale=1.0, shift=0.0)
+    assert (tokenizer.shift, KlTokenizer(autoencoder, shift=-1.0).shift, plain.shift) == (0.3, -1.0, 0.0)
+    images = torch.randn(2, 3, 16, 16)
+    z = plain.encode(images, torch.Generator().manual_seed(0))
+    latents = tokenizer.encode(images, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(latents, 2 * (z - 0.3))
+    torch.testing.assert_close(tokenizer.encode(images), 2 * (plain.encode(images) - 0.3))
+    torch.testing.assert_close(tokenizer.decode(latents), plain.decode(z), rtol=1e-4, atol=1e-4)
+    assert torch.equal(tokenizer.moments(images), plain.moments(images))  # a store holds them as they are
+    with pytest.raises(ValueError, match="shift must be finite, got nan"):
+        KlTokenizer(small_autoencoder(), shift=math.nan)
+
+
+def test_the_identity_is_that_of_the_weights(folder):
+    tokenizer = load_tokenizer("small_kl", folder, dtype=torch.bfloat16)
+    assert (tokenizer.identity.kind, tokenizer.identity.path) == ("small_kl", str(folder))
+    assert tokenizer.identity.sha256 == KlTokenizer(small_autoencoder()).identity.sha256
+    other = small_autoencoder()
+    other.decoder.conv_out.bias.data[0] += 1
+    assert KlTokenizer(other).identity.sha256 != tokenizer.identity.sha256
+
+
+def test_a_section_builds_its_tokenizer(folder):
+    section = TokenizerSection(kind="small_kl", path=str(folder), scale=0.5, shift=0.25, dtype="bfloat16")
+    tokenizer = section.build()
+    assert (tokenizer.scale, tokenizer.shift) == (0.5, 0.25)
+    assert {parameter.dtype for parameter in tokenizer.parameters()} == {torch.bfloat16}
+    assert isinstance(TokenizerSection().build(), PixelTokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "vq"}, r"tokenizer\.kind must be one of sd_kl, small_kl, taef2, none, got 'vq'"),
+        ({"dtype": "half"}, r"tokenizer\.dtype must be one of float32, bfloat16, float16"),
+        ({"scale": 0.0}, r"tokenizer\.scale must be positive"),
+        ({"shift": math.inf}, r"tokenizer\.shift must be finite"),
+    ],
+)
+def test_sections_refuse_nonsense(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TokenizerSection(**settings)
+
+
+def test_missing_weights_are_listed_with_what_gets_them(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "snapshot_download", _empty_cache)
+    assert missing_tokenizer(TokenizerSection()) == []
+    assert missing_tokenizer(TokenizerSection(kind="sd_kl", path=str(folder))) == []
+    [absent] = missing_tokenizer(TokenizerSection(kind="sd_kl"))
+    assert absent.setting == "tokenizer.path"
+    assert absent.command == f"hf download {SD_VAE} config.json diffusion_pytorch_model.safetensors"
+    [own] = missing_tokenizer(TokenizerSection(kind="small_kl", path=str(tmp_path / "no")))
+    assert own.command.startswith("python -m domains.imagenet.train_tokenizer")
+    [tiny] = missing_tokenizer(TokenizerSection(kind="taef2", path=str(folder)), setting="vae")
+    assert (tiny.setting, tiny.what) == ("vae.path", f"{folder} has no file taef2_encoder.pth, taef2_decoder.pth")
+    (folder / "config.json").unlink()
+    [torn] = missing_tokenizer(TokenizerSection(kind="sd_kl", path=str(folder)))
+    assert "has no file config.json" in torn.what
+
+
+def _empty_cache(*_, local_files_only: bool, **__):
+    assert local_files_only, "nothing may be downloaded"
+    raise LocalEntryNotFoundError("the cache is empty")
+
+
 def test_pixels_are_their_own_latents():
     tokenizer = load_tokenizer("none")
     images = torch.randn(2, 3, 5, 5)
@@ -135,18 +211,18 @@ def test_another_network_is_refused(folder):
     (folder / "config.json").write_text(json.dumps(config | {"_class_name": "AutoencoderTiny"}))
     with pytest.raises(WeightsError, match="must hold an AutoencoderKL of diffusers, got AutoencoderTiny"):
         load_tokenizer("sd_kl", folder)
-    with pytest.raises(ValueError, match="only scaled, got one with shift_factor"):
-        KlTokenizer(small_autoencoder(shift_factor=0.1))
+    with pytest.raises(ValueError, match="one scale and shift for all channels, got one with latents_mean"):
+        KlTokenizer(small_autoencoder(latents_mean=[0.1, 0.2, 0.3, 0.4]))
 
 
 def test_what_is_not_there_names_the_setting(tmp_path):
-    with pytest.raises(WeightsError, match=rf"vae\.path='{tmp_path}/no' is no existing folder"):
+    with pytest.raises(WeightsError, match=rf"tokenizer\.path='{tmp_path}/no' is no existing folder"):
         load_tokenizer("sd_kl", tmp_path / "no")
     with pytest.raises(
-        WeightsError, match=r"vae\.path=.* has no file config\.json, diffusion_pytorch_model\.safetensors"
+        WeightsError, match=r"tokenizer\.path=.* has no file config\.json, diffusion_pytorch_model\.safetensors"
     ):
         load_tokenizer("sd_kl", tmp_path)
-    with pytest.raises(ValueError, match=r"vae\.kind must be one of sd_kl, none, got 'sd'"):
+    with pytest.raises(ValueError, match=r"tokenizer\.kind must be one of sd_kl, small_kl, taef2, none, got 'sd'"):
         load_tokenizer("sd")
 
 

@@ -1,0 +1,1 @@
+"""Training and held-out images of every kind behind one interface, `ImageData`."""

@@ -1,0 +1,192 @@
+"""One evaluation of a run: figures at every guidance scale beside those of real images, sheets and plots."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from domains.imagenet.config import ImagenetConfig, OneStepGenerator
+from domains.imagenet.data.image_data import ImageData, to_float
+from domains.imagenet.data.section import load_images
+from domains.imagenet.eval_section import EvalSection
+from domains.imagenet.measuring import (
+    figures_of,
+    inception_reference,
+    judge_cache,
+    judge_figures,
+    load_inception_of,
+    load_judges,
+    needs_split,
+    needs_train,
+)
+from domains.imagenet.metrics.feature_network import FeatureNetwork
+from domains.imagenet.metrics.feature_set import gather
+from domains.imagenet.metrics.guidance_sweep import save_sweep, sweep_table
+from domains.imagenet.metrics.image_batches import in_batches, some_of
+from domains.imagenet.metrics.neighbours import SHOWN, nearest_images, save_neighbours
+from domains.imagenet.pictures import save_comparison, save_sheet
+from domains.imagenet.quality import Quality, fewer, nearest_train, observe, pixel_counts, quality_of
+from domains.imagenet.sample import chosen_device
+from domains.imagenet.sample_stream import SampleStream, balanced_labels, first_of_classes
+from domains.imagenet.tokenizers import Tokenizer
+from drifting.training.errors import ConfigError
+
+GRID_COLUMNS = 10
+GRID_CLASSES = 10
+REAL = "training images"
+
+Figures = dict[str, dict[str, float]]
+"""Row (an alpha, or real images) -> figures by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """rows: of the table of the network; details: more, for metrics.json; text: all tables."""
+
+    rows: Figures
+    details: dict[str, Any]
+    text: str
+
+
+class Evaluation:
+    """What a report measures: samples of one generator, the run's real images, and where they are written."""
+
+    def __init__(
+        self, config: ImagenetConfig, generator: OneStepGenerator, section: EvalSection, run_dir: Path, out: Path
+    ) -> None:
+        self.section = section
+        self.run_dir = run_dir
+        self.out = out
+        self.config = config
+        self.device = chosen_device(config.run.device)
+        self.tokenizer = build_tokenizer(config, self.device)
+        self.held_out = load_images(config.data, section.split) if needs_split(section) else None
+        self.train = load_images(config.data, "train") if needs_train(section, neighbours=True) else None
+        some = self.held_out or self.train
+        num_classes = generator.cfg.num_classes
+        self.classes = tuple(some.classes) if some else tuple(str(label) for label in range(num_classes))
+        labels = balanced_labels(num_classes, section.samples or section.samples_per_class * num_classes)
+        dtype = torch.uint8 if section.network == "inception" or some is None else some.dtype
+        self.stream = SampleStream(
+            generator.to(self.device), labels, dtype, section.rounding, section.batch, self.tokenizer
+        )
+        columns = min(GRID_COLUMNS, len(labels) // num_classes)
+        if columns == 0:
+            raise ConfigError(f"eval.samples must be at least {num_classes}, one of every class, got {len(labels)}")
+        self.grid = first_of_classes(labels, min(GRID_CLASSES, num_classes), columns)
+        self.columns = columns
+
+    def plan(self) -> str:
+        """What will be compared with what, in a line."""
+        section = self.section
+        against = f"{len(self.held_out)} {section.split} images" if self.held_out is not None else section.reference
+        return f"{len(self.stream.labels)} samples at each of alpha {section.alphas}, against {against}"
+
+    def measured(self) -> Measured:
+        """All figures, by the network of the section; pictures and plots are written on the way."""
+        return self.by_judges() if self.section.network == "judge" else self.by_inception()
+
+    def by_judges(self) -> Measured:
+        """Quality figures relative to real images, and FD(judge), KD(judge), ... beside them."""
+        section, train, held_out = self.section, self.train, self.held_out
+        assert train is not None and held_out is not None
+        judges = load_judges(section, train, judge_cache(section, self.run_dir), self.device, section.judges)
+        labels = self.stream.labels
+        most, most_held_out = pixel_counts(math.prod(held_out.sample_shape), len(held_out))
+        real = observe(in_batches(held_out, section.batch), held_out.labels, judges, pixels=most_held_out)
+        of_train = some_of(len(train), len(labels))  # as many as samples at most
+        batches = in_batches(train, section.batch, most=len(labels))
+        ours = observe(batches, train.labels[of_train], judges, pixels=most)
+        matched = fewer(ours.labels, labels)
+        qualities = {REAL: quality_of(ours, real, matched, train)}
+        figures = {REAL: judge_figures(ours.spaces, real.spaces, section)}
+        for alpha in section.alphas:
+            ours = observe(self.stream.at(alpha, self.grid), labels, judges, pixels=most)
+            qualities[f"alpha {alpha:g}"] = quality_of(ours, real, matched, train)
+            figures[f"alpha {alpha:g}"] = judge_figures(ours.spaces, real.spaces, section)
+            self.pictures(alpha, judges[0])
+        # Of held-out images: what a sample that copies nothing has.
+        unseen = nearest_train(real, train)
+        rows = {name: relative_figures(quality, qualities[REAL], unseen) for name, quality in qualities.items()}
+        details = {"figures": figures, "absolute": {name: asdict(quality) for name, quality in qualities.items()}}
+        return Measured(rows, details, f"{quality_table(rows)}\n\n{self.swept(figures, 'FD(judge)', 'IS(judge)')}")
+
+    def by_inception(self) -> Measured:
+        """FID, sFID, IS, KID, precision and recall, as far as the reference allows."""
+        section = self.section
+        network = load_inception_of(section, self.device)
+        reference = inception_reference(section, network, self.held_out)
+        source = section.reference or f"{section.split} images"
+        protocol = {"resize": section.resize, "inception_score": section.inception_score, "rounding": section.rounding}
+        rows: Figures = {}
+        for alpha in section.alphas:
+            ours = gather(self.stream.at(alpha, self.grid), network)
+            rows[f"alpha {alpha:g}"] = figures_of(ours, reference, section)
+            self.pictures(alpha, network)
+        said = ", ".join(f"{key} {value}" for key, value in protocol.items())
+        text = f"reference {source}: {reference.serves()}\nprotocol: {said}\n\n{self.swept(rows, 'FID', 'IS')}"
+        return Measured(rows, {"reference": source, **protocol}, text)
+
+    def pictures(self, alpha: float, network: FeatureNetwork) -> None:
+        """The sheet of one guidance scale; at the first also samples beside real and nearest training images."""
+        images = self.stream.shown(self.grid)
+        save_sheet(self.out / f"samples_alpha_{alpha:g}.png", images, self.columns)
+        if alpha != self.section.alphas[0]:
+            return
+        if self.held_out is not None:
+            rows = min(GRID_CLASSES, len(self.classes))
+            columns = min(self.columns, int(self.held_out.labels.bincount(minlength=rows)[:rows].min()))
+            ours = images.unflatten(0, (-1, self.columns))[:, :columns].flatten(0, 1)
+            beside = real_grid(self.held_out, rows, columns)
+            titled = [("real, held out", beside), (f"generated in one step, alpha {alpha:g}", ours)]
+            save_comparison(self.out / "real_and_generated.png", titled, columns)
+        if self.train is not None and self.section.neighbours:
+            # One of every class first.
+            index = self.grid.view(-1, self.columns).T.flatten()[: self.section.neighbours]
+            samples = torch.stack([self.stream.kept[each] for each in index.tolist()])
+            count = min(SHOWN, len(self.train))
+            batches = in_batches(self.train, self.section.batch, dtype=self.stream.dtype)
+            nearest = nearest_images(samples, batches, network, count)
+            save_neighbours(self.out / "nearest_training_images.png", samples, nearest, self.train)
+
+    def swept(self, rows: Figures, distance: str, score: str) -> str:
+        """Table of every guidance scale and of real images, if they are measured; plotted as the paper's Figure 5."""
+        sweep = {alpha: rows[f"alpha {alpha:g}"] for alpha in self.section.alphas}
+        save_sweep(self.out / "guidance_sweep.png", {self.config.run.name: sweep}, distance=distance, score=score)
+        return sweep_table(sweep, {REAL: rows[REAL]} if REAL in rows else {})
+
+
+def build_tokenizer(config: ImagenetConfig, device: torch.device) -> Tokenizer | None:
+    """What decodes a run's samples; None where they are pixels."""
+    return None if config.tokenizer.kind == "none" else config.tokenizer.build().to(device)
+
+
+def relative_figures(quality: Quality, train: Quality, unseen_nearest: float) -> dict[str, float]:
+    """Figures as multiples of what real images score, where a multiple says more than the figure."""
+    return {
+        "FD(judge) / real": quality.fd / train.fd,
+        "FD, same number": quality.fd_matched / train.fd_matched,
+        "accuracy": quality.accuracy,
+        "std / real": quality.std / train.std,
+        "precision": quality.precision,
+        "recall": quality.recall,
+        "nearest / real": quality.nearest / unseen_nearest,
+    }
+
+
+def real_grid(data: ImageData, classes: int, columns: int) -> Tensor:
+    """The first images of the first classes, [classes * columns, C, H, W] float32."""
+    return to_float(data.read(first_of_classes(data.labels, classes, columns)))
+
+
+def quality_table(rows: Figures) -> str:
+    """One line per row of figures."""
+    names = list(next(iter(rows.values())))
+    width = max(len(row) for row in rows)
+    lines = [" " * width + "".join(f"  {name:>16}" for name in names)]
+    for row, figures in rows.items():
+        lines.append(f"{row:<{width}}" + "".join(f"  {figures[name]:>16.3f}" for name in names))
+    return "\n".join(lines)

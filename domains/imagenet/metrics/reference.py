@@ -1,0 +1,144 @@
+"""The real images that generated ones are compared with: statistics from a file, or gathered from images.
+
+A reference is an npz file in one of three dialects:
+
+    ADM                  mu, sigma, mu_s, sigma_s: statistics of pooled and spatial features; arr_0: uint8 images
+    JiT, the authors     mu, sigma, or ref_mu, ref_sigma: of pooled features
+    make_reference       ADM's statistics; features: of single images; network, resize, images: what made them
+
+What a file lacks cannot be compared: without spatial statistics no sFID, without images or features no precision,
+recall and KID. Nothing pickled is read.
+"""
+
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from domains.imagenet.metrics.feature_network import FeatureNetwork
+from domains.imagenet.metrics.feature_set import FeatureSet, gather
+from domains.imagenet.metrics.frechet import Gaussian
+from domains.imagenet.metrics.npz_images import KEY, npz_images, npz_keys
+from domains.imagenet.missing import Missing
+from drifting.training.atomic_file import replacing
+from drifting.training.errors import ConfigError
+
+PAIRS = (("mu", "sigma"), ("ref_mu", "ref_sigma"))
+SPATIAL_PAIR = ("mu_s", "sigma_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """pooled, spatial: Gaussians of features; features [m, d]: of single images, for KID, precision and recall."""
+
+    pooled: Gaussian
+    spatial: Gaussian | None = None
+    features: Tensor | None = None
+
+    @classmethod
+    def of(cls, real: FeatureSet) -> "Reference":
+        """Of images that a pass has gathered."""
+        spatial = None if real.spatial is None else real.spatial.gaussian()
+        return cls(real.moments.gaussian(), spatial, real.pooled)
+
+    def serves(self) -> str:
+        """What can be compared with it, in words."""
+        spatial = "sFID" if self.spatial is not None else "no sFID (no mu_s, sigma_s)"
+        single = f"KID, precision and recall against {len(self.features)} images" if self.features is not None else ""
+        return f"FID, {spatial}, {single or 'no KID, precision and recall (no images)'}"
+
+
+def read_reference(
+    path: str | Path, network: FeatureNetwork, *, images: str | Path = "", batch: int = 100
+) -> Reference:
+    """A reference from its file; single images, where it has some, are passed through the network.
+
+    Args:
+        path: the npz file.
+        network: in whose space its statistics are.
+        images: another npz file, whose arr_0 holds the images for precision, recall and KID.
+        batch: images in one batch.
+
+    Raises:
+        ConfigError: no such file, none of its dialects, wrong shapes, pickled content, or made with another network.
+    """
+    file = Path(path).expanduser()
+    keys = npz_keys(file)
+    pair = next((pair for pair in PAIRS if set(pair) <= set(keys)), None)
+    if pair is None:
+        raise ConfigError(
+            f"eval.reference={path} holds {', '.join(keys)}; expected mu and sigma, or ref_mu and ref_sigma"
+        )
+    _check_origin(file, keys, network)
+    pooled = _gaussian(file, pair)
+    if len(pooled.mean) != network.width:
+        raise ConfigError(
+            f"eval.reference={path} has statistics of {len(pooled.mean)} features, {network.name} has {network.width}: "
+            "it was made with another network"
+        )
+    spatial = _gaussian(file, SPATIAL_PAIR) if set(SPATIAL_PAIR) <= set(keys) else None
+    reference = Reference(pooled, spatial)
+    if images:
+        source: Path | None = Path(images).expanduser()
+        npz_keys(source)
+    else:
+        source = file if KEY in keys else None
+    if source is not None:
+        single = gather(npz_images(source, batch), network, with_logits=False)
+        reference = replace(reference, features=single.pooled)
+    elif "features" in keys:
+        reference = replace(reference, features=torch.from_numpy(_read(file, "features")).float())
+    return reference
+
+
+def write_reference(path: Path, real: FeatureSet, *, resize: str = "") -> None:
+    """Write what `read_reference` reads: statistics of all images, features of those that the pass has kept."""
+    pooled = real.moments.gaussian()
+    arrays = {"mu": pooled.mean, "sigma": pooled.covariance, "features": real.pooled}
+    if real.spatial is not None:
+        spatial = real.spatial.gaussian()
+        arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        np.savez(
+            file,
+            network=np.array(real.network),
+            resize=np.array(resize),
+            images=np.array(real.moments.count),
+            **{name: tensor.numpy() for name, tensor in arrays.items()},
+        )
+
+
+def missing_reference(path: str, setting: str = "eval.reference") -> list[Missing]:
+    """The file, if one is named and not there."""
+    if not path or Path(path).expanduser().is_file():
+        return []
+    command = f"python -m domains.imagenet.make_reference images=FOLDER out={path}"
+    return [Missing(setting, f"{path} does not exist", f"{command}, or a published file")]
+
+
+def _check_origin(file: Path, keys: tuple[str, ...], network: FeatureNetwork) -> None:
+    """Refuse a file of `make_reference` that was made with another network, or another resize."""
+    for key, own in (("network", network.name), ("resize", getattr(network, "resize", ""))):
+        if key in keys and (made := str(_read(file, key))) != own:
+            raise ConfigError(f"eval.reference={file} was made with {key} {made!r}, this evaluation has {own!r}")
+
+
+def _gaussian(file: Path, pair: tuple[str, str]) -> Gaussian:
+    mean, covariance = (_read(file, key) for key in pair)
+    try:
+        return Gaussian(torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64)))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{file}: {pair[0]}, {pair[1]}: {error}") from error
+
+
+def _read(file: Path, key: str) -> np.ndarray:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            array: np.ndarray = arrays[key]
+            return array
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{file}: {key} cannot be read: {error}") from error

@@ -1,0 +1,48 @@
+"""Figures of a generator while it trains: few samples, networks and real images loaded once."""
+
+from pathlib import Path
+
+import torch
+
+from domains.imagenet.config import ImagenetConfig, OneStepGenerator
+from domains.imagenet.data.section import load_images
+from domains.imagenet.measuring import figures_of, load_measure
+from domains.imagenet.metrics.feature_set import gather
+from domains.imagenet.sample_stream import SampleStream, balanced_labels
+from domains.imagenet.tokenizers import Tokenizer
+
+
+class QuickEvaluation:
+    """Measures `eval.quick_samples` samples at each of `eval.alphas`, by one judge or by Inception.
+
+    Made before the first step: what is missing is found by `missing_measures`, and a judge that is not in the cache is
+    trained now. The same noise and labels every time, so that figures of one run differ by its weights alone. They are
+    of few samples, and above those of the report.
+
+    Args:
+        config: of the run.
+        run_dir: its folder; the cache of judges lies beside it.
+        device: of generator and networks.
+        tokenizer: decodes samples; None for pixels.
+    """
+
+    def __init__(
+        self, config: ImagenetConfig, run_dir: Path, device: torch.device, tokenizer: Tokenizer | None = None
+    ) -> None:
+        self.section = section = config.eval
+        self.tokenizer = tokenizer
+        self.network, self.reference = load_measure(section, config.data, run_dir, device)
+        self.dtype = torch.uint8
+        if section.network == "judge":
+            self.dtype = load_images(config.data, section.split).dtype  # small sets are float: judges take both
+
+    def figures(self, generator: OneStepGenerator) -> dict[str, float]:
+        """`eval/<figure>/alpha_<alpha>` for every figure and guidance scale; takes no part in training's randomness."""
+        section = self.section
+        labels = balanced_labels(generator.cfg.num_classes, section.quick_samples)
+        stream = SampleStream(generator, labels, self.dtype, section.rounding, section.batch, self.tokenizer)
+        return {
+            f"eval/{name}/alpha_{alpha:g}": value
+            for alpha in section.alphas
+            for name, value in figures_of(gather(stream.at(alpha), self.network), self.reference, section).items()
+        }

@@ -1,0 +1,178 @@
+"""Samples in a stream, the report on a run, figures during training, and images from elsewhere."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from domains.imagenet import judge as judge_module
+from domains.imagenet import measuring
+from domains.imagenet.config import ImagenetConfig
+from domains.imagenet.data.digits import digits_splits
+from domains.imagenet.eval_section import EvalSection
+from domains.imagenet.evaluate import EvaluateConfig, measure_images
+from domains.imagenet.evaluation import Evaluation
+from domains.imagenet.measuring import missing_measures
+from domains.imagenet.metrics.feature_network import Features
+from domains.imagenet.metrics.image_batches import to_8_bits
+from domains.imagenet.mlp_generator import MlpConfig, MlpGenerator
+from domains.imagenet.quick_evaluation import QuickEvaluation
+from domains.imagenet.sample_stream import SampleStream, balanced_labels, first_of_classes
+from drifting.training.config import typed
+from drifting.training.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def quick_judges(monkeypatch):
+    monkeypatch.setattr(judge_module, "STEPS", 3)
+
+
+@pytest.fixture(scope="module")
+def generator():
+    torch.manual_seed(0)
+    return MlpGenerator(MlpConfig(hidden=16))
+
+
+class Published:
+    """Stands for Inception: its name, features of the pixels, only uint8."""
+
+    name, width, resize = "inception", 64, "tf1"
+
+    def features(self, images):
+        assert images.dtype == torch.uint8
+        flat = images.flatten(1).float() / 255
+        return Features(flat, flat[:, :9], flat[:, :10])
+
+
+def config_of(tmp_path, **evaluation) -> ImagenetConfig:
+    settings = {
+        "run": {"name": "small", "steps": 1, "root": str(tmp_path)},
+        "generator": {"kind": "mlp", "mlp": {"hidden": 16}},
+        "encoder": {"kind": "pixels"},
+        "eval": {"alphas": [1.0, 2.0], "samples": 300, "judges": 2, "quick_samples": 100} | evaluation,
+    }
+    return typed(settings, ImagenetConfig)
+
+
+def test_labels_are_balanced_and_every_part_holds_all_classes():
+    labels = balanced_labels(10, 1003)
+    assert sorted(labels.bincount().tolist()) == [100] * 7 + [101] * 3
+    assert min(part.unique().numel() for part in labels[:1000].split(100)) == 10
+    assert torch.equal(labels, balanced_labels(10, 1003))
+
+
+def test_the_first_images_of_classes_are_found_in_order():
+    assert first_of_classes(torch.tensor([1, 0, 2, 0, 1, 0]), 2, 2).tolist() == [1, 3, 0, 4]
+    with pytest.raises(ValueError, match="at least 2 of class 2, got 1"):
+        first_of_classes(torch.tensor([1, 0, 2, 0, 1, 0]), 3, 2)
+
+
+def test_a_stream_is_the_same_in_any_batches_and_keeps_what_is_asked_for(generator):
+    labels = balanced_labels(10, 70)
+    whole = SampleStream(generator, labels, torch.float32, batch=70)
+    parts = SampleStream(generator, labels, torch.float32, batch=9)
+    (images,) = list(whole.at(1.5))
+    keep = torch.tensor([69, 3, 8])
+    torch.testing.assert_close(torch.cat(list(parts.at(1.5, keep))), images)
+    torch.testing.assert_close(parts.shown(keep), images[keep])
+    rounded = SampleStream(generator, labels, torch.uint8, "truncate", batch=70)
+    assert torch.equal(next(rounded.at(1.5)), to_8_bits(images, "truncate"))
+
+
+def test_a_run_is_measured_by_judges(generator, tmp_path):
+    config = config_of(tmp_path)
+    folder = tmp_path / "small"
+    folder.mkdir()
+    found = Evaluation(config, generator, config.eval, folder, folder).measured()
+    assert list(found.rows) == ["training images", "alpha 1", "alpha 2"]
+    real = found.rows["training images"]
+    assert real["FD(judge) / real"] == real["std / real"] == 1
+    assert real["nearest / real"] == pytest.approx(0, abs=1e-3)
+    assert found.rows["alpha 1"]["FD(judge) / real"] > 2  # it has not learnt anything
+    assert found.details["figures"]["training images"]["FD(judge)"] < found.details["figures"]["alpha 1"]["FD(judge)"]
+    assert "alpha 2" in found.text
+    assert len(list((tmp_path / ".judges").iterdir())) == 2
+    assert {path.name for path in folder.iterdir()} == {
+        "guidance_sweep.png",
+        "nearest_training_images.png",
+        "real_and_generated.png",
+        "samples_alpha_1.png",
+        "samples_alpha_2.png",
+    }
+
+
+def test_a_run_is_measured_by_the_published_network_on_8_bit_images(generator, tmp_path, monkeypatch):
+    monkeypatch.setattr("domains.imagenet.evaluation.load_inception_of", lambda *_: Published())
+    config = config_of(tmp_path, network="inception")
+    found = Evaluation(config, generator, config.eval, tmp_path, tmp_path).measured()
+    assert list(found.rows["alpha 1"]) == ["FID", "sFID", "IS", "KID", "precision", "recall"]
+    assert "resize tf1" in found.text
+    assert found.details["reference"] == "test images"
+    assert not (tmp_path.parent / ".judges").exists()
+
+
+def test_too_few_samples_are_refused_before_the_first(generator, tmp_path):
+    config = config_of(tmp_path, samples=9)
+    with pytest.raises(ConfigError, match=r"eval.samples must be at least 10, one of every class, got 9"):
+        Evaluation(config, generator, config.eval, tmp_path, tmp_path)
+
+
+def test_figures_during_training_cost_no_second_judge(generator, tmp_path, monkeypatch):
+    config = config_of(tmp_path)
+    first = QuickEvaluation(config, tmp_path / "small", torch.device("cpu")).figures(generator)
+    assert first.keys() >= {"eval/FD(judge)/alpha_1", "eval/FD(judge)/alpha_2", "eval/IS(judge)/alpha_1"}
+    monkeypatch.setattr(judge_module, "train_judge", lambda *_: pytest.fail("it is in the cache"))
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert QuickEvaluation(config, tmp_path / "small", torch.device("cpu")).figures(generator) == first
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_everything_that_is_missing_is_found_together(tmp_path):
+    data = config_of(tmp_path).data
+    section = EvalSection(network="inception", reference=str(tmp_path / "no.npz"), reference_images=str(tmp_path / "x"))
+    settings = [missing.setting for missing in missing_measures(section, data)]
+    assert settings == ["eval.inception", "eval.reference", "eval.reference_images"]
+    assert missing_measures(EvalSection(), data) == []
+    config = EvaluateConfig(images=str(tmp_path / "none.npz"), out=str(tmp_path / "out"), eval=section)
+    with pytest.raises(ConfigError, match=r"(?s)4 things are missing.*images: .*eval.inception.*curl"):
+        measure_images(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_from_elsewhere_are_measured(tmp_path, monkeypatch):
+    digits = to_8_bits(digits_splits().train.images, "nearest").repeat(1, 3, 1, 1)
+    np.savez(tmp_path / "samples.npz", arr_0=digits.permute(0, 2, 3, 1).contiguous().numpy())
+    config = EvaluateConfig(images=str(tmp_path / "samples.npz"), out=str(tmp_path / "out"))
+    with pytest.raises(
+        ConfigError, match=r"samples.npz: images must be \[k, 1, 8, 8\] for this judge, got \(997, 3, 8, 8\)"
+    ):
+        measure_images(config)
+
+    class Grey(Published):
+        def features(self, images):
+            return super().features(images[:, :1])
+
+    monkeypatch.setattr(measuring, "load_inception_of", lambda *_: Grey())
+    monkeypatch.setattr(measuring, "missing_inception", lambda *_: [])
+    config.eval.network = "inception"
+    figures = measure_images(config)
+    assert figures["FID"] < 0.5  # real digits, against held-out ones
+    assert figures["precision"] > 0.8
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["samples"] == 997
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alphas": []}, "eval.alphas must be one or more guidance scales"),
+        ({"network": "resnet"}, "eval.network must be judge or inception, got 'resnet'"),
+        ({"resize": "bicubic"}, "eval.resize must be tf1 or half_pixel"),
+        ({"reference": "x.npz"}, "eval.reference must be empty for eval.network=judge"),
+        ({"every": 0}, "eval.every must be at least 1, or null, got 0"),
+    ],
+)
+def test_sections_refuse_nonsense(settings, message):
+    with pytest.raises(ValueError, match=message):
+        EvalSection(**settings)

@@ -1,0 +1,171 @@
+"""Pre-training of the masked auto-encoder on a folder and on a store of latents: figures, stops, what is refused."""
+
+import json
+
+import pytest
+import torch
+from image_files import write_images
+from small_networks import small_autoencoder
+
+from domains.imagenet import encode_latents, pretrain_mae
+from domains.imagenet.data.digits import digits_splits
+from domains.imagenet.data.image_data import DataError
+from domains.imagenet.data.labelled_images import LabelledImages
+from domains.imagenet.encode_latents import EncodeLatentsConfig
+from domains.imagenet.encoders.section import EncoderSection, build_encoder
+from domains.imagenet.mae import MaeConfig, MaskedAutoencoder
+from domains.imagenet.mae_evaluation import MaeEvaluation, held_out_data
+from domains.imagenet.mae_training import MaeEvalSection, MaeTrainingConfig, load_mae, missing_mae
+from domains.imagenet.training_batches import TrainingBatches
+from drifting.training.checkpoint_file import read_checkpoint
+from drifting.training.config import typed
+from drifting.training.errors import ConfigError
+from drifting.training.metrics_log import read_metrics
+
+
+def config(root, data, **changes) -> MaeTrainingConfig:
+    mae = {"channels": 3, "base_channels": 8, "blocks": [1, 1], "space_to_depth": 2, "max_groups": 2, "num_classes": 2}
+    settings = {
+        "run": {"name": "mae", "steps": 4, "root": str(root)},
+        "data": data,
+        "mae": mae | changes.pop("mae", {}),
+        "optim": {"lr": 1e-3},
+        "checkpoint": {"every": 2},
+        "log": {"every": 1},
+        "eval": {"every": 2},
+        "batch": 6,
+        "classification_steps": 2,
+    }
+    return typed(settings | changes, MaeTrainingConfig)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for seed, split in enumerate(("train", "val")):
+        write_images(tmp_path / split, {"cat": 6, "dog": 5}, seed=seed)
+    common = {"kind": "folder", "size": 16, "crop": "random"}
+    return common | {"path": str(tmp_path / "train"), "validation": str(tmp_path / "val")}
+
+
+def run(settings) -> None:
+    pretrain_mae.main.__wrapped__(settings)
+
+
+def stop_at_two(monkeypatch) -> None:
+    save = pretrain_mae.Checkpoint.save
+
+    def save_then_stop(checkpoint, step):
+        save(checkpoint, step)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain_mae.Checkpoint, "save", save_then_stop)
+
+
+def test_a_folder_is_learnt_from_measured_and_gives_an_encoder(tmp_path, folders, capsys):
+    run(config(tmp_path / "runs", folders))
+    run_dir = tmp_path / "runs" / "mae"
+    figures = json.loads((run_dir / "metrics.json").read_text())
+    assert set(figures) == {"step", "held_out/error", "held_out/mean_error", "held_out/linear_accuracy"}
+    assert "linear accuracy" in capsys.readouterr().out
+    during = [line for line in read_metrics(run_dir) if "held_out/error" in line]
+    assert [line["step"] for line in during] == [2]
+    encoder = build_encoder(EncoderSection(kind="mae", run=str(run_dir), patch_sizes=[2]), (3, 16, 16))
+    assert "layer2_mean" in encoder(torch.zeros(1, 3, 16, 16))
+
+
+def test_a_stopped_run_continues_to_the_same_weights(tmp_path, folders, monkeypatch):
+    run(config(tmp_path / "whole", folders))
+    stop_at_two(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(tmp_path / "halves", folders))
+    monkeypatch.undo()
+    [left] = missing_mae(tmp_path / "halves" / "mae")
+    assert "stopped at step 2 of 4" in left.what
+    run(config(tmp_path / "halves", folders, eval={"every": 0, "images": 3}))  # evaluation may differ
+    assert missing_mae(tmp_path / "halves" / "mae") == []
+    states = [load_mae(tmp_path / name / "mae").state_dict() for name in ("whole", "halves")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    path = "mae/checkpoints/step_00000004.pt"
+    orders = [read_checkpoint(tmp_path / name / path).entries["batches"] for name in ("whole", "halves")]
+    assert torch.equal(orders[0]["epochs"]["order"], orders[1]["epochs"]["order"])
+    assert orders[0]["epochs"]["position"] == orders[1]["epochs"]["position"] == 4 * 6 % 11
+
+
+def test_a_store_of_latents_is_learnt_from(tmp_path, folders):
+    small_autoencoder().save_pretrained(tmp_path / "vae")
+    tokenizer = {"kind": "sd_kl", "path": str(tmp_path / "vae")}
+    for split in ("train", "val"):
+        settings = {"folder": str(tmp_path / split), "out": str(tmp_path / f"{split}.zarr"), "size": 32}
+        encode_latents.main.__wrapped__(typed(settings | {"tokenizer": tokenizer, "workers": 1}, EncodeLatentsConfig))
+    data = {"kind": "latents", "path": str(tmp_path / "train.zarr"), "validation": str(tmp_path / "val.zarr")}
+    latents = config(tmp_path / "runs", data, mae={"channels": 4, "space_to_depth": 1})
+    held_out = held_out_data(latents.data)
+    rows = torch.arange(len(held_out))  # never noisy, never flipped
+    assert torch.equal(held_out.read(rows, torch.Generator().manual_seed(0)), held_out.read(rows))
+    run(latents)
+    assert json.loads((tmp_path / "runs" / "mae" / "metrics.json").read_text())["held_out/mean_error"] > 0
+
+
+def test_without_validation_nothing_is_measured_and_that_is_said(tmp_path, folders, capsys):
+    run(config(tmp_path / "runs", folders | {"validation": ""}))
+    assert "no held-out figures, as data.validation names nothing" in capsys.readouterr().out
+    assert not (tmp_path / "runs" / "mae" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("mae", "message"),
+    [
+        ({"channels": 1}, r"mae\.channels, .*images must be \[K, 1, H, W\], got \(1, 3, 16, 16\)"),
+        ({"space_to_depth": 16}, r"divisible by space_to_depth"),
+        ({"mask_patch": 3}, r"mask patch 3 does not divide the 8 x 8 grid"),
+        ({"num_classes": 3}, r"mae\.num_classes must be 2, the classes of the data, or 0 for no head, got 3"),
+    ],
+)
+def test_an_auto_encoder_of_other_samples_is_refused_before_the_run(tmp_path, folders, mae, message):
+    with pytest.raises(ConfigError, match=message):
+        run(config(tmp_path / "runs", folders, mae=mae))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_that_are_not_there_are_listed(tmp_path, folders):
+    absent = {"path": str(tmp_path / "no"), "validation": str(tmp_path / "nothing")}
+    with pytest.raises(ConfigError, match=r"(?s)2 things are missing.*data\.path: .*/no.*data\.validation: .*/nothing"):
+        run(config(tmp_path / "runs", folders | absent))
+
+
+def test_held_out_figures_by_hand():
+    """Two classes that a mean tells apart; the untrained decoder is made to answer zero."""
+    labels = torch.arange(40) % 2
+    shades = torch.where(labels == 0, -0.5, 0.5)[:, None, None, None] * torch.ones(1, 1, 8, 8)
+    train, held_out = LabelledImages(shades, labels), LabelledImages(shades[:10], labels[:10])
+    mae = MaskedAutoencoder(MaeConfig(channels=1, base_channels=8, blocks=(1, 1), max_groups=1)).eval()
+    mae.decoder.head.weight.data.zero_()
+    mae.decoder.head.bias.data.zero_()
+    figures = MaeEvaluation(train, held_out, MaeEvalSection(batch=7), torch.device("cpu")).figures(mae)
+    assert figures["held_out/error"] == pytest.approx(0.25, abs=1e-6)  # of zero in place of +-0.5
+    assert figures["held_out/mean_error"] == pytest.approx(0.25, abs=1e-6)  # the mean image is zero
+    assert figures["held_out/linear_accuracy"] == 1.0
+    assert "held_out/linear_accuracy" not in MaeEvaluation(
+        train, held_out, MaeEvalSection(probe_images=0), torch.device("cpu")
+    ).figures(mae)
+    other = LabelledImages(shades[:10], labels[:10], ("day", "night"))
+    with pytest.raises(DataError, match=r"data\.validation must have the classes of data\.path"):
+        MaeEvaluation(train, other, MaeEvalSection(), torch.device("cpu"))
+
+
+def test_batches_go_through_every_sample_and_ranks_share_them():
+    data = digits_splits().validation
+    whole = TrainingBatches(data, 50, slice(0, 50), seed=3)
+    parts = [TrainingBatches(data, 50, own, seed=3) for own in (slice(0, 20), slice(20, 50))]
+    seen = []
+    for step in range(6):  # one epoch of 300
+        images, labels = whole.take(step)
+        shares = [part.take(step) for part in parts]
+        assert torch.equal(torch.cat([share[0] for share in shares]), images)
+        assert torch.equal(torch.cat([share[1] for share in shares]), labels)
+        seen.append(images)
+    given = torch.cat(seen).flatten(1)
+    assert torch.equal(torch.unique(given, dim=0), torch.unique(data.images.flatten(1), dim=0))
+    with pytest.raises(ValueError, match="the run began with other training data"):
+        TrainingBatches(digits_splits().test, 50, slice(0, 50), seed=3).load_state_dict(whole.state_dict())
