@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablations name=antisymmetry
     python -m benchmarks.ablations name=positives seeds=[0,1] steps=300
-    python -m benchmarks.ablations name=temperatures experiment=fashion_mnist
+    python -m benchmarks.ablations name=temperatures base=fashion_mnist "overrides=['data.path=FOLDER']"
 
 Names: those of ABLATIONS. Every variant is trained by `python -m domains.imagenet.train` (and its auto-encoder by
 `pretrain_mae`, where that is what changes) and measured by its report: FD(judge) over that of the training images, at
@@ -132,10 +132,13 @@ ABLATIONS = {
 
 @dataclass
 class AblationConfig:
-    """`name`: of ABLATIONS. `steps`: of each run, null for the experiment's. `overrides`: of all training commands."""
+    """`name`: of ABLATIONS. `base`: the experiment that is changed. `steps`: of each run, null for the experiment's.
+
+    `overrides`: further settings of all training commands.
+    """
 
     name: str
-    experiment: str = "digits_features"
+    base: str = "digits_features"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     steps: int | None = None
     root: str = str(ROOT)
@@ -157,14 +160,14 @@ def run(module: str, root: Path, name: str, settings: Sequence[str]) -> Path:
 def trained(config: AblationConfig, variant: Variant, seed: int) -> dict[str, Any]:
     """metrics.json of one variant and seed."""
     root = Path(config.root) / "ablations"
-    settings = [f"experiment={config.experiment}", f"run.seed={seed}", *variant.settings, *config.overrides]
+    settings = [f"experiment={config.base}", f"run.seed={seed}", *variant.settings, *config.overrides]
     if config.steps is not None:
         settings.append(f"run.steps={config.steps}")
     if variant.encoder is not None:
         own = "_".join(["mae", *variant.encoder]).replace(".", "-") or "mae"
         settings.append(f"encoder.run={run('pretrain_mae', root, own, variant.encoder)}")
     label = "".join(character if character.isalnum() else "_" for character in variant.label)
-    name = f"{config.experiment}_{config.name}_{label}_{seed}"
+    name = f"{config.base}_{config.name}_{label}_{seed}"
     if config.steps is not None:
         name += f"_{config.steps}"
     finished = root / name / "metrics.json"
@@ -217,7 +220,7 @@ def main(config: AblationConfig) -> None:
                 "paper": variant.paper,
             }
         )
-    print(f"\n{ablation.question}; {config.experiment}, seeds {config.seeds}")
+    print(f"\n{ablation.question}; {config.base}, seeds {config.seeds}")
     cells = [
         [
             row["label"],
@@ -229,7 +232,7 @@ def main(config: AblationConfig) -> None:
         for row in rows
     ]
     print_table(["variant", MEASURE, "+-", "by seed", "FID, paper"], cells)
-    figures = {"ablation": config.name, "experiment": config.experiment, "seeds": config.seeds, "rows": rows}
+    figures = {"ablation": config.name, "experiment": config.base, "seeds": config.seeds, "rows": rows}
     draw(rows, ablation.question, save(f"ablation_{config.name}", figures, Path(config.root)))
 
 

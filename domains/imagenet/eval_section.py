@@ -63,8 +63,3 @@ class EvalSection:
         require(self.resize in RESIZES, "eval.resize", " or ".join(RESIZES), self.resize)
         require(self.inception_score in PROTOCOLS, "eval.inception_score", " or ".join(PROTOCOLS), self.inception_score)
         require(self.rounding in ROUNDINGS, "eval.rounding", " or ".join(ROUNDINGS), self.rounding)
-        named = self.network == "inception" or (self.reference == "" and self.reference_images == "")
-        given = self.reference or self.reference_images
-        require(
-            named, "eval.reference", "empty for eval.network=judge, whose reference is the images of the run", given
-        )

@@ -8,18 +8,19 @@ r"""Measure a trained run, or any images, against held-out images or a published
 `images` is an npz file of ADM's layout (arr_0), a pixel store or a folder of class folders. By default the network is a
 judge, trained on the training images of the run (or of `data`, where `images` is given): its figures are called
 FD(judge), and compare within one data set. FID, sFID, IS and KID need the published Inception network.
+A run is measured as its own `eval` section says; the keys that are given here go before it.
 """
 
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from domains.imagenet.config import CONFIGS, OneStepGenerator
+from domains.imagenet.config import CONFIGS, ImagenetConfig, OneStepGenerator
 from domains.imagenet.data.section import DataSection, open_images
 from domains.imagenet.eval_section import EvalSection
 from domains.imagenet.evaluation import Evaluation, Figures
@@ -33,14 +34,15 @@ from domains.imagenet.sampling import generate, load_generator
 from domains.imagenet.tokenizers import Tokenizer
 from domains.imagenet.tokenizers.section import missing_tokenizer
 from drifting.training.atomic_file import replace_text
-from drifting.training.command_line import command
+from drifting.training.command_line import command, given_keys
 from drifting.training.config import require
 from drifting.training.errors import ConfigError
+from drifting.training.run_dir import load_config
 
 
 @dataclass
 class EvaluateConfig:
-    """Either `run`, a run directory of training, or `images`. `eval`: as in training.
+    """Either `run`, a run directory of training, or `images`. `eval`: as in training; of a run, only what shall differ.
 
     data: of the judge and the real images, where `images` is given; a run knows its own. out: folder of what is
     written; the run's where empty.
@@ -66,9 +68,24 @@ def main(config: EvaluateConfig) -> None:
     """Evaluate the newest checkpoint of a run, or images."""
     torch.set_num_threads(config.threads)
     if config.run:
-        report(Path(config.run), config.eval, out=Path(config.out) if config.out else None)
+        section = section_of_run(Path(config.run), config.eval, given_keys())
+        report(Path(config.run), section, out=Path(config.out) if config.out else None)
     else:
         measure_images(config)
+
+
+def section_of_run(run_dir: Path, asked: EvalSection, given: frozenset[str] | None) -> EvalSection:
+    """The `eval` section that the run was trained with, but for the keys `given`; all that is asked where it is None.
+
+    Raises:
+        RunDirError: not a run directory of image training.
+        ConfigError: keys that do not go with those of the run.
+    """
+    if given is None:
+        return asked
+    own = load_config(run_dir, ImagenetConfig).eval
+    changed = {entry.name: getattr(asked, entry.name) for entry in fields(asked) if f"eval.{entry.name}" in given}
+    return replace(own, **changed)
 
 
 def report(run_dir: Path, section: EvalSection, *, out: Path | None = None) -> Figures:
@@ -84,7 +101,7 @@ def report(run_dir: Path, section: EvalSection, *, out: Path | None = None) -> F
     evaluation = Evaluation(config, generator, section, run_dir, folder)
     print(f"evaluating step {step}: {evaluation.plan()}")
     found = evaluation.measured()
-    speed = samples_per_second(generator, evaluation.tokenizer)
+    speed = samples_per_second(generator, evaluation.tokenizer, most=section.batch)
     samples = len(evaluation.stream.labels)
     figures = {"step": step, "split": section.split, "judges": section.judges, "samples": samples}
     figures |= {"samples_per_second": speed, "network": section.network, "rows": found.rows} | found.details
@@ -132,8 +149,10 @@ def opened(path: str, size: int, batch: int) -> Iterator[Tensor]:
     )
 
 
-def samples_per_second(generator: OneStepGenerator, tokenizer: Tokenizer | None, seconds: float = 2.0) -> float:
-    """Throughput of sampling, noise and decoding included: the best batch within about `seconds`."""
+def samples_per_second(
+    generator: OneStepGenerator, tokenizer: Tokenizer | None, *, most: int, seconds: float = 2.0
+) -> float:
+    """Throughput of sampling, noise and decoding included: the best batch of at most `most` within about `seconds`."""
     best, batch, began = 0.0, 1, time.perf_counter()
     while time.perf_counter() - began < seconds:
         start = time.perf_counter()
@@ -146,7 +165,7 @@ def samples_per_second(generator: OneStepGenerator, tokenizer: Tokenizer | None,
             tokenizer=tokenizer,
         )
         best = max(best, batch / (time.perf_counter() - start))
-        batch = min(2 * batch, 1000)
+        batch = min(2 * batch, most)
     return best
 
 

@@ -86,7 +86,7 @@ def load_judge(data: ImageData, seed: int, cache: Path, device: torch.device | N
         judge = train_judge(data, seed, device)
         cache.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in judge.network.state_dict().items()}
-        with replacing(file) as stream:
+        with replacing(file, several=True) as stream:  # ranks, or runs, may all be here
             stream.write(save(state, {"data": data.fingerprint, "seed": str(seed)}))
         return judge
     with torch.random.fork_rng(devices=[]):  # a run is the same with and without a judge

@@ -16,6 +16,7 @@ from domains.imagenet.metrics.image_metrics import compare
 from domains.imagenet.metrics.inception import Inception, load_inception, missing_inception
 from domains.imagenet.metrics.reference import Reference, missing_reference, read_reference
 from domains.imagenet.missing import Missing
+from drifting.training.config import require
 
 JUDGE_SEED = 1001  # of the first judge: no run's own seed
 JUDGE_FEATURES = 3000  # images at most whose features KD, precision and recall of a judge compare
@@ -34,14 +35,22 @@ def needs_train(section: EvalSection, *, neighbours: bool) -> bool:
 
 
 def missing_measures(section: EvalSection, data: DataSection, *, neighbours: bool = True) -> list[Missing]:
-    """Everything that an evaluation needs and does not find; nothing is loaded."""
+    """Everything that an evaluation needs and does not find; nothing is loaded.
+
+    Raises:
+        ConfigError: a reference for a judge.
+    """
+    named = section.reference or section.reference_images
+    expected = "empty for eval.network=judge, whose reference is the images of the run"
+    require(section.network == "inception" or not named, "eval.reference", expected, named)
     missing = missing_images(data, section.split) if needs_split(section) else []
     if needs_train(section, neighbours=neighbours):
         missing += [entry for entry in missing_images(data, "train") if entry not in missing]
     if section.network == "inception":
         missing += missing_inception(section.inception)
-        missing += missing_reference(section.reference)
-        missing += missing_reference(section.reference_images, "eval.reference_images")
+        made_by = f"inception={section.inception or 'FILE'} resize={section.resize}"
+        missing += missing_reference(section.reference, made_by=made_by)
+        missing += missing_reference(section.reference_images, "eval.reference_images", made_by=made_by)
     return missing
 
 

@@ -8,8 +8,11 @@ from domains.imagenet.config import ImagenetConfig, OneStepGenerator
 from domains.imagenet.data.section import load_images
 from domains.imagenet.measuring import figures_of, load_measure
 from domains.imagenet.metrics.feature_set import gather
-from domains.imagenet.sample_stream import SampleStream, balanced_labels
+from domains.imagenet.pictures import save_sheet
+from domains.imagenet.sample_stream import SampleStream, balanced_labels, first_of_classes
 from domains.imagenet.tokenizers import Tokenizer
+
+SHEET_CLASSES, SHEET_COLUMNS = 10, 8
 
 
 class QuickEvaluation:
@@ -36,13 +39,21 @@ class QuickEvaluation:
         if section.network == "judge":
             self.dtype = load_images(config.data, section.split).dtype  # small sets are float: judges take both
 
-    def figures(self, generator: OneStepGenerator) -> dict[str, float]:
-        """`eval/<figure>/alpha_<alpha>` for every figure and guidance scale; takes no part in training's randomness."""
+    def figures(self, generator: OneStepGenerator, sheet: Path | None = None) -> dict[str, float]:
+        """`eval/<figure>/alpha_<alpha>` for every figure and guidance scale; takes no part in training's randomness.
+
+        Samples of the first guidance scale are written as the picture `sheet`, a class per row.
+        """
         section = self.section
         labels = balanced_labels(generator.cfg.num_classes, section.quick_samples)
         stream = SampleStream(generator, labels, self.dtype, section.rounding, section.batch, self.tokenizer)
-        return {
-            f"eval/{name}/alpha_{alpha:g}": value
-            for alpha in section.alphas
-            for name, value in figures_of(gather(stream.at(alpha), self.network), self.reference, section).items()
-        }
+        columns = min(SHEET_COLUMNS, len(labels) // generator.cfg.num_classes)
+        shown = first_of_classes(labels, min(SHEET_CLASSES, generator.cfg.num_classes), columns)
+        found = {}
+        for alpha in section.alphas:
+            figures = figures_of(gather(stream.at(alpha, shown), self.network), self.reference, section)
+            found |= {f"eval/{name}/alpha_{alpha:g}": value for name, value in figures.items()}
+            if sheet is not None and columns and alpha == section.alphas[0]:
+                sheet.parent.mkdir(exist_ok=True)
+                save_sheet(sheet, stream.shown(shown), columns)
+        return found

@@ -109,7 +109,8 @@ def main(config: ImagenetConfig) -> None:
                 figures |= world.mean({"loss": loss}, batch.weight) | {"grad_norm": grad_norm}
                 if measured:
                     with telemetry.region("evaluation"):
-                        figures |= evaluate.figures(ema.model())
+                        sheet = run_dir / "samples" / f"step_{state.step:08d}.png" if world.is_main else None
+                        figures |= evaluate.figures(ema.model(), sheet)
                 telemetry.write(state.step, figures)
             stopping = stop.requested()
             if stopping or every(config.checkpoint.every, state.step, last=steps):

@@ -97,6 +97,15 @@ def test_the_last_chunk_is_padded_and_the_map_equals_a_read_by_zarr(packed):
     assert np.array_equal(samples.read(np.arange(16, N)), array[16:])
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux shows them")
+def test_mapped_chunks_keep_no_file_open(packed):
+    samples = StoredSamples(packed, "images")
+    before = len(os.listdir("/proc/self/fd"))
+    samples.read(np.arange(N))  # all chunks: those of ImageNet are more than a process may open
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not samples._map(0).flags.writeable
+
+
 def test_flips_are_drawn_sample_by_sample(packed):
     store = PixelStore(packed)
     plain = store.read(torch.tensor([3]))[0]

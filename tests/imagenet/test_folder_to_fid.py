@@ -78,8 +78,8 @@ def test_pixels_from_a_folder_to_a_table(folder, monkeypatch, capsys):
     assert list(rows) == ["training images", "alpha 1", "alpha 1.5"]
     last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert "eval/FD(judge)/alpha_1" in last
-    for picture in ("samples_alpha_1.5.png", "guidance_sweep.png", "nearest_training_images.png"):
-        assert (run_dir / picture).exists()
+    for picture in ("samples/step_00000002", "samples_alpha_1.5", "guidance_sweep", "nearest_training_images"):
+        assert (run_dir / f"{picture}.png").exists()
 
 
 def test_latents_from_a_folder_to_a_table(folder, monkeypatch):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec
@@ -105,10 +106,15 @@ class StoredSamples:
     def _map(self, number: int) -> NDArray[Any]:
         if number not in self._blocks:
             shape = (self.chunk, *self.shape[1:])  # the last chunk too
+            size = int(np.prod(shape)) * self.dtype.itemsize
             try:
-                self._blocks[number] = np.memmap(self._files[number], dtype=self.dtype, mode="r", shape=shape)
-            except (OSError, ValueError) as error:
+                # Not np.memmap, which keeps a file open for each map: ImageNet has more chunks than the usual limit.
+                mapped = torch.from_file(str(self._files[number]), shared=False, size=size, dtype=torch.uint8)
+            except RuntimeError as error:  # gone, or shorter
                 raise DataError(f"{self._files[number]} cannot be read: {error}") from error
+            block: NDArray[Any] = mapped.numpy().view(self.dtype).reshape(shape)
+            block.flags.writeable = False
+            self._blocks[number] = block
         return self._blocks[number]
 
     def _read_block(self, number: int) -> NDArray[Any]:

@@ -88,17 +88,17 @@ def load_images(section: DataSection, split: str) -> ImageData:
     path = getattr(section, key)
     if not path:
         raise ConfigError(f"data.{key} must name a folder or a pixel store of {split} images, got nothing")
-    return open_images(path, section.size)
+    return open_images(path, section.size, section.threads)
 
 
-def open_images(path: str, size: int) -> ImageData:
+def open_images(path: str, size: int, threads: int = 4) -> ImageData:
     """A pixel store, or a folder of class folders whose images are cropped at the centre to `size`."""
     from domains.imagenet.data.image_folder import ImageFolder
     from domains.imagenet.data.pixel_store import PixelStore
 
     if _is_store(path):
         return PixelStore(path, flip=False)
-    return ImageFolder(path, size=size, crop="centre", flip=False)
+    return ImageFolder(path, size=size, crop="centre", flip=False, threads=threads)
 
 
 def missing_data(section: DataSection) -> list[Missing]:

@@ -9,8 +9,6 @@ Rank r of R writes the chunks r, r + R, ...; there is nothing to agree on but th
 """
 
 import json
-import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -122,15 +120,9 @@ class StoreWriter:
             return False
         content = content_digest(self._group.attrs.asdict(), self.plan.labels, digests[:])
         attributes = self._group.attrs.asdict() | {"complete": True, "sha256": content}
-        # Not `replacing`: ranks that finish together need temporary names of their own.
-        temporary = self.path / f".zarr.json.{secrets.token_hex(8)}.tmp"
         metadata = json.loads((self.path / "zarr.json").read_text()) | {"attributes": attributes}
-        with temporary.open("w") as file:
-            file.write(json.dumps(metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / "zarr.json")
-        sync_folder(self.path)
+        with replacing(self.path / "zarr.json", several=True) as file:
+            file.write(json.dumps(metadata).encode())
         return True
 
     def _create(self) -> None:
