@@ -33,6 +33,7 @@ OneStepGenerator = DiTGenerator | MlpGenerator
 
 AFFINITIES = {"two_sided": two_sided_affinity, "row": row_affinity, "unnormalized": unnormalized_affinity}
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+DOES_NOT_TRAIN = ("eval", "data.threads")  # may differ when a run is continued
 
 
 @dataclass

@@ -57,7 +57,8 @@ class EvalSection:
             value = getattr(self, name)
             require(value is None or value >= 1, f"eval.{name}", "at least 1, or null", value)
         require(self.neighbours >= 0, "eval.neighbours", "at least 0", self.neighbours)
-        require(self.quick_samples >= 2, "eval.quick_samples", "at least 2", self.quick_samples)
+        # The parts of the authors' Inception score; more than the neighbours of precision and recall.
+        require(self.quick_samples >= 10, "eval.quick_samples", "at least 10", self.quick_samples)
         require(self.split in ("validation", "test"), "eval.split", "validation or test", self.split)
         require(self.network in NETWORKS, "eval.network", " or ".join(NETWORKS), self.network)
         require(self.resize in RESIZES, "eval.resize", " or ".join(RESIZES), self.resize)

@@ -16,7 +16,7 @@ from domains.imagenet.metrics.image_metrics import compare
 from domains.imagenet.metrics.inception import Inception, load_inception, missing_inception
 from domains.imagenet.metrics.reference import Reference, missing_reference, read_reference
 from domains.imagenet.missing import Missing
-from drifting.training.config import require
+from drifting.training.errors import ConfigError
 
 JUDGE_SEED = 1001  # of the first judge: no run's own seed
 JUDGE_FEATURES = 3000  # images at most whose features KD, precision and recall of a judge compare
@@ -40,17 +40,21 @@ def missing_measures(section: EvalSection, data: DataSection, *, neighbours: boo
     Raises:
         ConfigError: a reference for a judge.
     """
-    named = section.reference or section.reference_images
-    expected = "empty for eval.network=judge, whose reference is the images of the run"
-    require(section.network == "inception" or not named, "eval.reference", expected, named)
+    if section.network == "judge" and (named := section.reference or section.reference_images):
+        raise ConfigError(
+            "eval.reference must be empty for eval.network=judge, whose reference is the images of the run, "
+            f"got {named}"
+        )
     missing = missing_images(data, section.split) if needs_split(section) else []
     if needs_train(section, neighbours=neighbours):
         missing += [entry for entry in missing_images(data, "train") if entry not in missing]
     if section.network == "inception":
         missing += missing_inception(section.inception)
-        made_by = f"inception={section.inception or 'FILE'} resize={section.resize}"
-        missing += missing_reference(section.reference, made_by=made_by)
-        missing += missing_reference(section.reference_images, "eval.reference_images", made_by=made_by)
+        made = f"python -m domains.imagenet.make_reference images=FOLDER out={section.reference}"
+        made += f" inception={section.inception or 'FILE'} resize={section.resize}, or a published file"
+        missing += missing_reference(section.reference, "eval.reference", made)
+        images = "an npz file with images as arr_0, as ADM publishes its references"
+        missing += missing_reference(section.reference_images, "eval.reference_images", images)
     return missing
 
 

@@ -12,7 +12,7 @@ import json
 
 import torch
 
-from domains.imagenet.config import CONFIGS
+from domains.imagenet.config import CONFIGS, DOES_NOT_TRAIN
 from domains.imagenet.data.image_data import ImageData
 from domains.imagenet.data.section import load_training_data, missing_data
 from domains.imagenet.mae import MaeConfig, MaskedAutoencoder, random_patch_mask, to_grid
@@ -47,7 +47,7 @@ def main(config: MaeTrainingConfig) -> None:
     data, held_out = load_training_data(config.data), held_out_data(config.data)
     check_fits(config.mae, data)
     evaluation = None if held_out is None else MaeEvaluation(data, held_out, config.eval, world.device)
-    run_dir = open_run(config.run, config, free="eval")
+    run_dir = open_run(config.run, config, free=DOES_NOT_TRAIN)
     seed_everything(config.run.seed)
     mae = MaskedAutoencoder(config.mae).to(world.device)
     ema = Ema(mae, config.ema.decays, warmup=config.ema.warmup)

@@ -13,8 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from domains.imagenet.config import CONFIGS, ImagenetConfig
+from domains.imagenet.config import CONFIGS, DOES_NOT_TRAIN, ImagenetConfig
 from domains.imagenet.data.image_data import ImageData
+from domains.imagenet.data.latent_store import LatentStore
 from domains.imagenet.data.section import load_training_data, missing_data
 from domains.imagenet.encoders.section import build_encoder, missing_encoder
 from domains.imagenet.evaluate import report
@@ -24,7 +25,7 @@ from domains.imagenet.pictures import save_curves
 from domains.imagenet.problems import ProblemDraws, backward, terms_of_parts
 from domains.imagenet.quick_evaluation import QuickEvaluation
 from domains.imagenet.real_samples import RealSamples
-from domains.imagenet.tokenizers.section import missing_tokenizer
+from domains.imagenet.tokenizers import PixelTokenizer, Tokenizer, missing_tokenizer
 from drifting import DriftTerms, FeatureDriftLoss
 from drifting.training.checkpoint import Checkpoint
 from drifting.training.command_line import command
@@ -54,6 +55,7 @@ def main(config: ImagenetConfig) -> None:
     data = load_training_data(config.data)
     check_fits(config, data)
     tokenizer = None if config.tokenizer.kind == "none" else config.tokenizer.build().to(world.device)
+    check_decoded(data, tokenizer)
     encoder = build_encoder(config.encoder, data.sample_shape, tokenizer).to(world.device)
     seed_everything(config.run.seed)
     real = RealSamples.of(config, data, world)
@@ -67,7 +69,7 @@ def main(config: ImagenetConfig) -> None:
     drift_loss.loss.shard_generated = world.generated
     state = TrainState()
 
-    run_dir = open_run(config.run, config, free="eval")
+    run_dir = open_run(config.run, config, free=DOES_NOT_TRAIN)
     checkpoint = Checkpoint(
         run_dir,
         keep=config.checkpoint.keep,
@@ -153,6 +155,14 @@ def check_fits(config: ImagenetConfig, data: ImageData) -> None:
             f"drift.classes_per_step must be at most {classes}, the number of classes, "
             f"got {config.drift.classes_per_step}"
         )
+
+
+def check_decoded(data: ImageData, tokenizer: Tokenizer | None) -> None:
+    """Refuse latents without the tokenizer that made them, and pixels with one."""
+    if isinstance(data, LatentStore):
+        data.refuse_other(PixelTokenizer() if tokenizer is None else tokenizer)
+    elif tokenizer is not None:
+        raise ConfigError(f"tokenizer.kind must be none where the data are pixels, got {tokenizer.identity.kind}")
 
 
 def convergence(

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from domains.imagenet.config import CONFIGS
+from domains.imagenet.config import CONFIGS, DOES_NOT_TRAIN
 from domains.imagenet.data.image_data import ImageData, to_float
 from domains.imagenet.data.section import load_images, load_training_data, missing_data
 from domains.imagenet.mae_evaluation import missing_held_out
@@ -55,7 +55,7 @@ def main(config: TokenizerTrainingConfig) -> None:
     data = load_training_data(config.data)
     held_out = load_images(config.data, "validation") if config.data.validation else None
     check_fits(config, data)
-    run_dir = open_run(config.run, config, free="eval")
+    run_dir = open_run(config.run, config, free=DOES_NOT_TRAIN)
     seed_everything(config.run.seed)
     training = TokenizerTraining(config.autoencoder.build(), config.edge_weight, config.kl_weight).to(world.device)
     ema = Ema(training, config.ema.decays, warmup=config.ema.warmup)

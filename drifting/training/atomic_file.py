@@ -1,6 +1,7 @@
 """Files that are either the old version or the new one, whatever kills the process or the machine in between."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +15,15 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, several: bool = False) -> Iterator[BinaryIO]:
     """Yield a binary file that takes the place of `path` when the block ends without an error.
+
+    `several`: processes may do it at the same time, each under a temporary name of its own; the last one stays.
 
     The bytes reach the disk before the name does, and the folder entry last. After an error (OSError when the disk is
     full, among others) the old file is untouched and the temporary one gone; only a kill leaves a temporary one behind.
     """
-    temporary = temporary_name(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp") if several else temporary_name(path)
     try:
         with temporary.open("wb") as file:
             yield file

@@ -26,11 +26,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from drifting.training.config import Schema, typed
@@ -39,6 +41,8 @@ from drifting.training.launch import naming_lost_ranks
 
 # A launcher ends the other ranks when the first one exits: rank 0 must have said why by then.
 SAID_SECONDS = 1.0
+
+_given: ContextVar[frozenset[str] | None] = ContextVar("_given", default=None)
 
 
 def command(
@@ -53,11 +57,15 @@ def command(
 
     def decorate(main: Callable[[Schema], None]) -> Callable[[], None]:
         def run(config: DictConfig) -> None:
+            words = HydraConfig.get().overrides.task
+            token = _given.set(frozenset(word.lstrip("+~").partition("=")[0] for word in words))
             try:
                 with naming_lost_ranks():
                     main(typed(config, schema))
             except TrainingError as error:
                 _exit(error)
+            finally:
+                _given.reset(token)
 
         @functools.wraps(main)
         def entry() -> None:
@@ -69,6 +77,11 @@ def command(
         return entry
 
     return decorate
+
+
+def given_keys() -> frozenset[str] | None:
+    """The keys that the command line has set, whatever it has set them to; None outside of a command."""
+    return _given.get()
 
 
 def _exit(error: TrainingError) -> NoReturn:

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -32,21 +33,22 @@ SHARING = tuple(f"parallel.{entry.name}" for entry in fields(ParallelConfig) if 
 LOG = "log"
 
 
-def open_run(run: RunConfig, config: object, *, free: str | None = None) -> Path:
+def open_run(run: RunConfig, config: object, *, free: str | Sequence[str] = ()) -> Path:
     """Make `<run.root>/<run.name>` for the root dataclass `config`, or continue it; locked until this process ends.
 
-    `free` names a section that may differ when a run is continued, as it does not touch what is trained; nor does
+    `free` names sections and keys that may differ when a run is continued, as they do not touch what is trained; nor do
     `log`, nor how ranks share the work, but for the precision. With many ranks rank 0 does it, and every rank returns
     when it is done; a collective call.
 
     Raises RunDirError, and changes nothing, if the folder holds other files, another configuration, or another process.
     """
     run_dir = Path(run.root) / run.name
-    on_first_rank(lambda: _open(run_dir, config, free), RunDirError)
+    names = (free,) if isinstance(free, str) else tuple(free)
+    on_first_rank(lambda: _open(run_dir, config, (LOCATION, LOG, *SHARING, *names)), RunDirError)
     return run_dir
 
 
-def _open(run_dir: Path, config: object, free: str | None) -> None:
+def _open(run_dir: Path, config: object, free: tuple[str, ...]) -> None:
     saved = run_dir / RESOLVED
     if not saved.exists() and run_dir.exists():
         _refuse_foreign(run_dir)
@@ -106,13 +108,12 @@ def _lock(run_dir: Path) -> None:
         ) from error
 
 
-def _refuse_other(run_dir: Path, saved: dict[str, Any], asked: dict[str, Any], free: str | None) -> None:
+def _refuse_other(run_dir: Path, saved: dict[str, Any], asked: dict[str, Any], free: tuple[str, ...]) -> None:
     absent = "(absent)"
     differing = [
         f"  {key}: {saved.get(key, absent)} -> {asked.get(key, absent)}"
         for key in sorted(saved.keys() | asked.keys())
-        if key not in (LOCATION, *SHARING)
-        and key.partition(".")[0] not in (free, LOG)
+        if not any(key == name or key.startswith(f"{name}.") for name in free)
         and saved.get(key, absent) != asked.get(key, absent)
     ]
     if differing:

@@ -12,7 +12,7 @@ from domains.imagenet.data.image_folder import ImageFolder
 from domains.imagenet.data.latent_store import LatentStore, half_precision, latent_samples, missing_latent_store
 from domains.imagenet.data.store_writer import StorePlan, StoreWriter
 from domains.imagenet.encode_latents import EncodeLatentsConfig, Encoder
-from domains.imagenet.tokenizers import KlTokenizer, TinyTokenizer, TokenizerSection
+from domains.imagenet.tokenizers import KlTokenizer, PixelTokenizer, TinyTokenizer, TokenizerSection
 from domains.imagenet.tokenizers.taef2 import taef2_network
 from drifting.training.errors import ConfigError
 
@@ -59,6 +59,22 @@ def test_without_a_generator_it_is_the_scaled_mean_as_it_is(path, moments):
         read = store.read(indices)
         assert read.dtype == torch.float32
         torch.testing.assert_close(read, expected_mean(moments, indices))
+
+
+def test_another_tokenizer_than_that_of_the_store_is_refused(moments, tmp_path):
+    tokenizer = KlTokenizer(small_autoencoder(), scale=SCALE, shift=SHIFT)
+    made = {"kind": "small_kl", "path": "runs/tokenizer", "sha256": tokenizer.identity.sha256, "dtype": "float32"}
+    store = LatentStore(write_latents(tmp_path / "latents.zarr", half_precision(moments), tokenizer=made))
+    store.refuse_other(tokenizer)
+    with pytest.raises(ConfigError, match=r"tokenizer.scale must be 0.5, that of .*latents.zarr, got 0.6"):
+        store.refuse_other(KlTokenizer(small_autoencoder(), scale=0.6, shift=SHIFT))
+    with pytest.raises(ConfigError, match=r"has other weights than those that made .*: small_kl of runs/tokenizer"):
+        store.refuse_other(KlTokenizer(randomized(small_autoencoder(), seed=1), scale=SCALE, shift=SHIFT))
+    with pytest.raises(ConfigError, match=r"tokenizer.kind must be the one that made .*, got none"):
+        store.refuse_other(PixelTokenizer())
+    LatentStore(write_latents(tmp_path / "unsaid.zarr", half_precision(moments), tokenizer=None)).refuse_other(
+        tokenizer
+    )
 
 
 def test_mean_draws_nothing_but_the_orientation(path, moments):

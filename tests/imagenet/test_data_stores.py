@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import time
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -25,6 +26,7 @@ from drifting.training.launcher import Placement
 
 N, CHUNK, BATCH = 23, 8, 3
 FORK = multiprocessing.get_context("fork")
+OPEN_FILES = Path("/proc/self/fd")
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +99,12 @@ def test_the_last_chunk_is_padded_and_the_map_equals_a_read_by_zarr(packed):
     assert np.array_equal(samples.read(np.arange(16, N)), array[16:])
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux shows them")
+@pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="counts open files as Linux shows them")
 def test_mapped_chunks_keep_no_file_open(packed):
     samples = StoredSamples(packed, "images")
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(OPEN_FILES.iterdir()))
     samples.read(np.arange(N))  # all chunks: those of ImageNet are more than a process may open
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(OPEN_FILES.iterdir())) == before
     assert not samples._map(0).flags.writeable
 
 

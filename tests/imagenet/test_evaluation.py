@@ -1,6 +1,7 @@
 """Samples in a stream, the report on a run, figures during training, and images from elsewhere."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from domains.imagenet import measuring
 from domains.imagenet.config import ImagenetConfig
 from domains.imagenet.data.digits import digits_splits
 from domains.imagenet.eval_section import EvalSection
-from domains.imagenet.evaluate import EvaluateConfig, measure_images
+from domains.imagenet.evaluate import EvaluateConfig, measure_images, section_of_run
 from domains.imagenet.evaluation import Evaluation
 from domains.imagenet.measuring import missing_measures
 from domains.imagenet.metrics.feature_network import Features
@@ -21,6 +22,7 @@ from domains.imagenet.quick_evaluation import QuickEvaluation
 from domains.imagenet.sample_stream import SampleStream, balanced_labels, first_of_classes
 from drifting.training.config import typed
 from drifting.training.errors import ConfigError
+from drifting.training.run_dir import open_run
 
 
 @pytest.fixture(autouse=True)
@@ -129,12 +131,25 @@ def test_figures_during_training_cost_no_second_judge(generator, tmp_path, monke
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_run_is_measured_as_it_was_trained_but_for_the_keys_that_are_given(tmp_path):
+    config = config_of(tmp_path, network="inception", samples=None, samples_per_class=50, reference="ours.npz")
+    run_dir = open_run(config.run, config)
+    asked = EvalSection(alphas=[3.0], resize="half_pixel", reference="theirs.npz")
+    given = frozenset({"run", "eval.resize", "eval.reference"})
+    section = section_of_run(run_dir, asked, given)
+    assert section == replace(config.eval, resize="half_pixel", reference="theirs.npz")
+    assert section_of_run(run_dir, asked, frozenset({"run"})) == config.eval
+    assert section_of_run(run_dir, asked, None) == asked
+
+
 def test_everything_that_is_missing_is_found_together(tmp_path):
     data = config_of(tmp_path).data
     section = EvalSection(network="inception", reference=str(tmp_path / "no.npz"), reference_images=str(tmp_path / "x"))
     settings = [missing.setting for missing in missing_measures(section, data)]
     assert settings == ["eval.inception", "eval.reference", "eval.reference_images"]
     assert missing_measures(EvalSection(), data) == []
+    with pytest.raises(ConfigError, match=r"eval.reference must be empty for eval.network=judge"):
+        missing_measures(EvalSection(reference="x.npz"), data)
     config = EvaluateConfig(images=str(tmp_path / "none.npz"), out=str(tmp_path / "out"), eval=section)
     with pytest.raises(ConfigError, match=r"(?s)4 things are missing.*images: .*eval.inception.*curl"):
         measure_images(config)
@@ -169,8 +184,8 @@ def test_images_from_elsewhere_are_measured(tmp_path, monkeypatch):
         ({"alphas": []}, "eval.alphas must be one or more guidance scales"),
         ({"network": "resnet"}, "eval.network must be judge or inception, got 'resnet'"),
         ({"resize": "bicubic"}, "eval.resize must be tf1 or half_pixel"),
-        ({"reference": "x.npz"}, "eval.reference must be empty for eval.network=judge"),
         ({"every": 0}, "eval.every must be at least 1, or null, got 0"),
+        ({"quick_samples": 9}, "eval.quick_samples must be at least 10, got 9"),
     ],
 )
 def test_sections_refuse_nonsense(settings, message):

@@ -158,11 +158,11 @@ def test_a_file_that_is_missing_or_no_npz_is_named(tmp_path):
     for name in ("text.npz", "absent.npz"):
         with pytest.raises(ConfigError, match=f"{name} is not a readable npz file"):
             read_reference(tmp_path / name, Flat())
-    assert missing_reference("") == []
-    assert missing_reference(str(tmp_path / "text.npz")) == []
-    (absent,) = missing_reference(str(tmp_path / "absent.npz"))
+    assert missing_reference("", "eval.reference", "make it") == []
+    assert missing_reference(str(tmp_path / "text.npz"), "eval.reference", "make it") == []
+    (absent,) = missing_reference(str(tmp_path / "absent.npz"), "eval.reference", "make it")
     assert absent.setting == "eval.reference"
-    assert "make_reference" in absent.command
+    assert absent.command == "make it"
 
 
 def test_neighbours_find_the_planted_copies_in_whatever_batches(tmp_path):

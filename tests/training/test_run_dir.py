@@ -67,6 +67,17 @@ def test_a_run_may_be_continued_in_another_mode_but_not_in_another_precision(tmp
         open_run(asked.run, asked)
 
 
+def test_what_is_free_may_differ_a_section_or_a_key(tmp_path):
+    asked = config(tmp_path)
+    run_dir = open_run(asked.run, asked)
+    asked.optim.lr *= 2
+    assert open_run(asked.run, asked, free="optim") == run_dir
+    assert open_run(asked.run, asked, free=("eval", "optim.lr")) == run_dir
+    for others in ("opt", "optim.schedule", ("eval", "optim.lr.more")):
+        with pytest.raises(RunDirError, match=r"optim\.lr: "):
+            open_run(asked.run, asked, free=others)
+
+
 def test_runs_may_be_moved(tmp_path):
     asked = config(tmp_path / "here")
     open_run(asked.run, asked)

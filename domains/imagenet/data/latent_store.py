@@ -18,12 +18,15 @@ from torch import Tensor
 from domains.imagenet.data.chunked_arrays import StoredSamples, missing_store
 from domains.imagenet.data.image_data import DataError, ImageData
 from domains.imagenet.missing import Missing
+from domains.imagenet.tokenizers import LatentTokenizer, Tokenizer
 from drifting.training.draws import seed_of
+from drifting.training.errors import ConfigError
 
 ARRAY = "moments"
 POSTERIORS = ("sampled", "frozen", "mean")
 LOG_VARIANCES = -30.0, 20.0  # as diffusers clamps them; half precision holds their range
 ORIENTATIONS = 2
+SAME = 1e-4  # scales of one tokenizer, measured twice
 CACHED = 64  # latents that are converted at a time, while they are in the core's cache
 
 
@@ -96,6 +99,25 @@ class LatentStore(ImageData):
             if (self.gain, self.offset) != (1, 0):
                 latents[rows].mul_(self.gain).sub_(self.offset)
         return latents
+
+    def refuse_other(self, tokenizer: Tokenizer) -> None:
+        """Of latents that another tokenizer made, or brought to another scale, images would come out wrong.
+
+        Raises:
+            ConfigError: `tokenizer` is not the one that the store was made with, as far as the store says.
+        """
+        if not isinstance(tokenizer, LatentTokenizer):
+            raise ConfigError(f"tokenizer.kind must be the one that made {self.store.location}, got none")
+        made = self.store.attributes.get("tokenizer")  # None: a tree of the authors' does not say
+        if made is not None and made["sha256"] != tokenizer.identity.sha256:
+            raise ConfigError(
+                f"tokenizer.path={tokenizer.identity.path} has other weights than those that made "
+                f"{self.store.location}: {made['kind']} of {made['path']}. Name these, or encode the images again"
+            )
+        for key in ("scale", "shift"):
+            ours, theirs = getattr(self, key), getattr(tokenizer, key)
+            if not math.isclose(ours, theirs, rel_tol=SAME, abs_tol=SAME):
+                raise ConfigError(f"tokenizer.{key} must be {ours}, that of {self.store.location}, got {theirs}")
 
     def _noise(self, indices: Tensor, flips: Tensor, generator: torch.Generator | None) -> Tensor:
         """Standard normal [n, c, h, w]: from the generator, or for every image and orientation its own."""

@@ -112,12 +112,11 @@ def write_reference(path: Path, real: FeatureSet, *, resize: str = "") -> None:
         )
 
 
-def missing_reference(path: str, setting: str = "eval.reference", *, made_by: str) -> list[Missing]:
-    """The file, if one is named and not there; `made_by`: the network's settings, with which one can be made."""
+def missing_reference(path: str, setting: str, command: str) -> list[Missing]:
+    """The file, if one is named and not there; `setting` is the key that names it, `command` what gets it."""
     if not path or Path(path).expanduser().is_file():
         return []
-    command = f"python -m domains.imagenet.make_reference images=FOLDER out={path} {made_by}"
-    return [Missing(setting, f"{path} does not exist", f"{command}, or a published file")]
+    return [Missing(setting, f"{path} does not exist", command)]
 
 
 def _check_origin(file: Path, keys: tuple[str, ...], network: FeatureNetwork) -> None:
