@@ -10,6 +10,7 @@ the best guidance scale. A finished run is used again, an unfinished one continu
 have nothing to do with the paper's FID on ImageNet; the order can be compared, and the table puts both side by side.
 """
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -166,10 +167,10 @@ def trained(config: AblationConfig, variant: Variant, seed: int) -> dict[str, An
     if variant.encoder is not None:
         own = "_".join(["mae", *variant.encoder]).replace(".", "-") or "mae"
         settings.append(f"encoder.run={run('pretrain_mae', root, own, variant.encoder)}")
+    # Another name for other settings: a finished run is used again.
+    digest = hashlib.sha256("\n".join(settings).encode()).hexdigest()[:8]
     label = "".join(character if character.isalnum() else "_" for character in variant.label)
-    name = f"{config.base}_{config.name}_{label}_{seed}"
-    if config.steps is not None:
-        name += f"_{config.steps}"
+    name = f"{config.base}_{config.name}_{label}_{seed}_{digest}"
     finished = root / name / "metrics.json"
     if not finished.exists():
         run("train", root, name, settings)

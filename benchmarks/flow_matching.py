@@ -24,10 +24,10 @@ from benchmarks.report import print_table, save
 from domains.imagenet.config import ImagenetConfig
 from domains.imagenet.data.image_data import to_float
 from domains.imagenet.data.section import load_training_data
+from domains.imagenet.data.shuffled_epochs import ShuffledEpochs
 from domains.imagenet.evaluation import REAL, Evaluation
 from domains.imagenet.generator import DiTGenerator
 from domains.imagenet.pictures import save_comparison
-from domains.imagenet.real_samples import ShuffledEpochs
 from domains.imagenet.sampling import load_generator
 from drifting.training.draws import stream
 from drifting.training.ema import Ema

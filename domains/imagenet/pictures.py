@@ -50,7 +50,7 @@ def save_sheet(path: Path, images: Tensor, columns: int = 10) -> None:
 def save_comparison(path: Path, titled: Sequence[tuple[str, Tensor]], columns: int = 10) -> None:
     """Sheets side by side under their titles."""
     sheets = [sheet(images, columns) for _, images in titled]
-    height = max(4.2 * pixels.shape[0] / pixels.shape[1] for pixels in sheets)
+    height = max(1.0, *(4.2 * pixels.shape[0] / pixels.shape[1] for pixels in sheets))
     figure, axes = plt.subplots(1, len(titled), figsize=(4.2 * len(titled), height + 0.4), layout="constrained")
     for axis, (title, _), pixels in zip(np.atleast_1d(axes), titled, sheets, strict=True):
         axis.imshow(pixels, cmap="gray", vmin=0, vmax=255)

@@ -1,6 +1,8 @@
 """Real samples for the drifting problems: shuffled epochs of a training set pushed through the queues (paper A.8)."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from tqdm import tqdm
 
 from domains.imagenet.config import ImagenetConfig
 from domains.imagenet.data.image_data import DataError, ImageData
+from domains.imagenet.data.shuffled_epochs import ShuffledEpochs
 from drifting import SampleQueue
 from drifting.training.draws import stream
 from drifting.training.world import World
@@ -16,48 +19,21 @@ from drifting.training.world import World
 FILL_BATCH = 1024  # samples read at once before the first step
 
 
-class ShuffledEpochs:
-    """Indices 0 .. size - 1 in random order, again and again; every index once per epoch.
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """A push that is being read: its size, the order before it, which samples, and the samples."""
 
-    Its own generator and position are its state, so that a continued run sees the same order.
-    """
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.order = torch.randperm(size, generator=self.generator)
-        self.position = 0
-
-    def take(self, n: int) -> Tensor:
-        """The next n indices, [n]; an epoch's end may lie within."""
-        parts = []
-        while n > 0:
-            if self.position == len(self.order):
-                self.order = torch.randperm(len(self.order), generator=self.generator)
-                self.position = 0
-            part = self.order[self.position : self.position + n]
-            self.position += len(part)
-            n -= len(part)
-            parts.append(part)
-        return torch.cat(parts)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Order, position and generator."""
-        return {"order": self.order, "position": self.position, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state` was taken; refuses the order of a data set of another size."""
-        if len(state["order"]) != len(self.order):
-            raise ValueError(f"state is of {len(state['order'])} samples, the data set has {len(self.order)}")
-        self.order, self.position = state["order"].clone(), int(state["position"])
-        self.generator.set_state(state["generator"])
-
-    def load_state_dicts(self, states: Sequence[Mapping[str, Any]], *, rank: int, ranks: int) -> None:
-        """Continue on another number of ranks: all follow one order."""
-        self.load_state_dict(states[0])
+    count: int
+    before: dict[str, Any]
+    indices: Tensor
+    samples: Future[Tensor]
 
 
 class RealSamples:
     """The class queue and the unconditional queue, filled before the first step and refreshed every step.
+
+    Filling reads what fits into them, for which a run that goes on has no use: `fill` comes after loading, or the first
+    push or draw does it.
 
     Queues hold samples as the data set stores them (pixels: uint8, a quarter of float32), or, with `holds` "indices",
     only where they lie in the data set: each draw reads them again, with flips and crops of its own. At 1000 classes of
@@ -90,13 +66,15 @@ class RealSamples:
         self.rank, self.ranks = rank, ranks
         self.newest_labels = data.labels[:0]  # of the last push
         self.pushes = 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training-images")
+        self._ahead: _Ahead | None = None
         self.indices_only = holds == "indices"
         shape: tuple[int, ...] = () if self.indices_only else data.sample_shape
         dtype = torch.int64 if self.indices_only else data.dtype
         self.epochs = ShuffledEpochs(len(data), seed)
         self.positives = SampleQueue(num_classes, per_class, shape, dtype, torch.Generator().manual_seed(seed))
         self.unconditional = SampleQueue(1, unconditional, shape, dtype, torch.Generator().manual_seed(seed + 1))
-        self._fill()
+        self.filled = False
 
     @classmethod
     def of(cls, config: ImagenetConfig, data: ImageData, world: World) -> "RealSamples":
@@ -117,10 +95,19 @@ class RealSamples:
         )
 
     def push(self, n: int) -> None:
-        """Push the next n real samples into both queues; with queues of its own, every rank n others."""
-        own = self.epochs.take(n * self.ranks)[n * self.rank : n * (self.rank + 1)]
-        samples = self._stored(own)
-        self.newest_labels = self.data.labels[own]
+        """Push the next n real samples into both queues; with queues of its own, every rank n others.
+
+        The n after them are read in a thread meanwhile.
+        """
+        self.fill()
+        if self._ahead is None or self._ahead.count != n:
+            self._read_ahead(n)
+        assert self._ahead is not None
+        coming, self._ahead = self._ahead, None
+        samples = coming.samples.result()
+        self.pushes += 1
+        self._read_ahead(n)
+        self.newest_labels = self.data.labels[coming.indices]
         self.positives.push(samples, self.newest_labels)
         self.unconditional.push(samples, torch.zeros_like(self.newest_labels))
 
@@ -129,6 +116,7 @@ class RealSamples:
 
         `streams`, one for each label, make every problem's draw its own; None draws from the queues' generators.
         """
+        self.fill()
         unlabelled = torch.zeros_like(labels)
         drawn = (
             _draw(self.positives, labels, self.num_positive, streams),
@@ -143,15 +131,22 @@ class RealSamples:
         )
         return positives, unconditional
 
-    def _stored(self, indices: Tensor) -> Tensor:
-        """What the queues keep of the samples at `indices`; each call draws flips and crops of its own."""
-        self.pushes += 1
-        if self.indices_only:
-            return indices
-        return self.data.read(indices, stream(self.seed, "read", self.pushes, self.rank))
+    def _stored(self, indices: Tensor, number: int) -> Tensor:
+        """What the queues keep of the samples at `indices`; each `number` draws flips and crops of its own."""
+        return indices if self.indices_only else self.data.read(indices, stream(self.seed, "read", number, self.rank))
 
-    def _fill(self) -> None:
-        """Fill both queues with random samples: what they would keep of one epoch."""
+    def _read_ahead(self, n: int) -> None:
+        if self._ahead is not None:  # of another size
+            self.epochs.load_state_dict(self._ahead.before)
+        before = self.epochs.state_dict()
+        own = self.epochs.take(n * self.ranks)[n * self.rank : n * (self.rank + 1)]
+        self._ahead = _Ahead(n, before, own, self._thread.submit(self._stored, own, self.pushes + 1))
+
+    def fill(self) -> None:
+        """Fill both queues with random samples, what they would keep of one epoch; once in a run."""
+        if self.filled:
+            return
+        self.filled = True
         order = [self.epochs.take(len(self.data)) for _ in range(self.ranks)][self.rank]
         labels = self.data.labels[order]
         by_class = [order[labels == label][-self.positives.capacity :] for label in range(self.positives.num_classes)]
@@ -161,13 +156,20 @@ class RealSamples:
     def _fill_queue(self, queue: SampleQueue, chosen: Tensor, labels: Tensor) -> None:
         batches = chosen.split(FILL_BATCH)
         for part in tqdm(batches, desc="filling the queues", unit="batch", disable=len(batches) < 8):
-            queue.push(self._stored(part), labels[part])
+            self.pushes += 1
+            queue.push(self._stored(part, self.pushes), labels[part])
+
+    @property
+    def saved_once(self) -> bool:
+        """Whether every rank holds the same queues, so that a checkpoint needs those of one."""
+        return self.ranks == 1
 
     def state_dict(self) -> dict[str, Any]:
         """Both queues, the data position, and whose they are."""
-        parts = {name: getattr(self, name).state_dict() for name in ("epochs", "positives", "unconditional")}
+        parts = {name: getattr(self, name).state_dict() for name in ("positives", "unconditional")}
+        parts["epochs"] = self.epochs.state_dict() if self._ahead is None else self._ahead.before
         data = {"fingerprint": self.data.fingerprint}
-        return parts | {"owner": {"rank": self.rank}, "pushes": self.pushes, "data": data}
+        return parts | {"owner": {"rank": self.rank}, "pushes": self.pushes, "filled": self.filled, "data": data}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state` was taken; raises ValueError for other data."""
@@ -190,7 +192,7 @@ class RealSamples:
     def _continue(self, state: Mapping[str, Any]) -> None:
         if state["data"]["fingerprint"] != self.data.fingerprint:
             raise ValueError("the run began with other training data; restore them or choose another run.name")
-        self.pushes = int(state["pushes"])
+        self.pushes, self.filled, self._ahead = int(state["pushes"]), bool(state["filled"]), None
 
 
 def _check_enough(data: ImageData, num_classes: int, num_positive: int, num_unconditional: int) -> None:

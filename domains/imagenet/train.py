@@ -81,6 +81,7 @@ def main(config: ImagenetConfig) -> None:
         state=state,
     )
     checkpoint.load_latest()
+    real.fill()
     evaluate = QuickEvaluation(config, run_dir, world.device, tokenizer) if config.eval.every else None
 
     steps = config.run.steps

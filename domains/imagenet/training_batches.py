@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from domains.imagenet.data.image_data import ImageData, to_float
-from domains.imagenet.real_samples import ShuffledEpochs
+from domains.imagenet.data.shuffled_epochs import ShuffledEpochs
 from drifting.training.draws import stream
 
 

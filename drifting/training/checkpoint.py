@@ -36,7 +36,7 @@ from drifting.training.errors import CheckpointError, ConfigError
 from drifting.training.pieces import own_pieces
 from drifting.training.random import RandomState, generators_digest
 from drifting.training.ranks import Ranks
-from drifting.training.restore import SHARED, WAY_OUT, Stateful, bare, restore
+from drifting.training.restore import SHARED, WAY_OUT, Stateful, bare, is_saved_once, restore
 from drifting.training.staging import Staging
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -47,7 +47,7 @@ class Checkpoint:
 
     For the processes that train in `run_dir` alone: what a killed save left there is deleted. Every method is a
     collective call where torch.distributed is initialised. Modules, Ema and optimizers are shared by the ranks, however
-    they are sharded; every other entry is each rank's own.
+    they are sharded; every other entry is each rank's own, or, if its `saved_once` is true, rank 0's for all.
     """
 
     def __init__(self, run_dir: Path, *, keep: int = 3, **entries: Stateful) -> None:
@@ -76,7 +76,10 @@ class Checkpoint:
         Raises CheckpointError, with every earlier checkpoint still there, if it cannot be written.
         """
         self.wait()
-        states: dict[str, Any] = {name: entry.state_dict() for name, entry in self._entries.items()}
+        states: dict[str, Any] = {
+            name: {} if is_saved_once(entry) and not self._ranks.first else entry.state_dict()
+            for name, entry in self._entries.items()
+        }
         pieces = {}
         for name, entry in self._entries.items():
             if isinstance(entry, SHARED):

@@ -42,6 +42,11 @@ class Stateful(Protocol):
         ...
 
 
+def is_saved_once(entry: object) -> bool:
+    """Whether an entry says by `saved_once` that it is the same on every rank: rank 0 saves it for all."""
+    return bool(getattr(entry, "saved_once", False))
+
+
 @runtime_checkable
 class Dealt(Protocol):
     """What can also continue on another number of ranks than saved it."""
@@ -125,6 +130,8 @@ def _load(entry: Stateful, states: Any, ranks: Ranks) -> None:
     """`states` of every rank that saved, or the one of a shared entry."""
     if isinstance(entry, SHARED):
         entry.load_state_dict(states)
+    elif not all(states):  # saved once
+        entry.load_state_dict(_copied(states[0]))
     elif len(states) == ranks.count:
         entry.load_state_dict(_copied(states[ranks.rank]))
     elif isinstance(entry, Dealt):

@@ -6,7 +6,8 @@ import torch
 from domains.imagenet.data.digits import IMAGE_SHAPE, NUM_CLASSES, TEST_PER_CLASS, digits_splits
 from domains.imagenet.data.image_data import DataError
 from domains.imagenet.data.labelled_images import LabelledImages
-from domains.imagenet.real_samples import RealSamples, ShuffledEpochs
+from domains.imagenet.data.shuffled_epochs import ShuffledEpochs
+from domains.imagenet.real_samples import RealSamples
 
 
 @pytest.fixture(scope="module")

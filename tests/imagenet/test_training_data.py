@@ -132,6 +132,8 @@ def numbers(block):
 def test_queues_are_full_before_the_first_step_and_read_no_more_than_they_keep():
     data = Flipping()
     real = queues(data)
+    assert data.was_read == 0  # a run that goes on has no use for it
+    real.fill(), real.fill()
     assert real.positives.count.tolist() == [6] * 4
     assert real.unconditional.count.tolist() == [12]
     assert data.was_read == 4 * 6 + 12
@@ -160,6 +162,7 @@ def test_indices_are_read_again_with_other_flips():
 @pytest.mark.parametrize("holds", ["samples", "indices"])
 def test_a_run_goes_on_with_the_same_draws_and_refuses_other_data(holds):
     real = queues(Flipping(), holds=holds)
+    real.push(8)
     state = copy.deepcopy(real.state_dict())
     labels = torch.arange(4)
 
@@ -175,6 +178,23 @@ def test_a_run_goes_on_with_the_same_draws_and_refuses_other_data(holds):
     other.fingerprint = "g"
     with pytest.raises(ValueError, match="other training data"):
         queues(other, holds=holds).load_state_dict(state)
+
+
+def test_what_is_read_ahead_changes_nothing():
+    one, other = queues(Flipping()), queues(Flipping())
+    one.push(8), one.push(8)
+    other.push(8), other.push(3), other.load_state_dict(copy.deepcopy(one.state_dict()))
+    one.push(5), other.push(5)  # of another size than what was being read
+    assert torch.equal(one.positives.samples, other.positives.samples)
+    assert torch.equal(one.newest_labels, other.newest_labels)
+
+
+def test_every_image_comes_once_an_epoch_whatever_the_sizes_of_pushes():
+    data = Flipping()
+    real = queues(data, per_class=10, unconditional=40)  # the fill took the first epoch
+    for n in (8, 8, 3, 21):
+        real.push(n)
+    assert numbers(real.unconditional.samples).flatten().sort().values.tolist() == list(range(40))
 
 
 def test_too_few_images_are_refused():
