@@ -41,8 +41,9 @@ class EvaluateConfig:
     `episodes` initial conditions, of the seeds from `first_seed` on; the last `checkpoints` are played, or as many as
     there are. `seats` episodes are played at the same time, in `workers` processes; the result does not depend on the
     latter. The first `videos` episodes of the newest checkpoint are filmed, `video_size` pixels wide. `sampler` and
-    `inference_steps` sample a diffusion baseline otherwise than it was configured. `timeout`: seconds after which a
-    simulator that does not answer is an error. `out` in place of <run>/eval-...
+    `inference_steps` sample a diffusion baseline otherwise than it was configured; `action_steps` of a chunk are
+    executed before the policy is asked again, by default as it was trained. `timeout`: seconds after which a simulator
+    that does not answer is an error. `out` in place of <run>/eval-...
     """
 
     run: str = MISSING
@@ -56,6 +57,7 @@ class EvaluateConfig:
     noise_seed: int = 0
     sampler: str | None = None
     inference_steps: int | None = None
+    action_steps: int | None = None
     device: str = "auto"
     threads: int = 1
     timeout: float = 300.0
@@ -83,7 +85,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     device = evaluation_device(config.device)
     policies = TrainedPolicies.find(Path(config.run), config.checkpoints)
-    policies = policies.sampled_by(config.sampler, config.inference_steps)
+    policies = policies.sampled_by(config.sampler, config.inference_steps).executing(config.action_steps)
     out = Path(config.out) if config.out else Path(config.run) / f"eval-{policies.label.replace(' ', '-')}"
     out.mkdir(parents=True, exist_ok=True)
     task = policies.task

@@ -59,6 +59,15 @@ class TrainedPolicies:
             raise ConfigError(str(error)) from error
         return replace(self, policy=replace(self.policy, diffusion=sampling))
 
+    def executing(self, action_steps: int | None) -> "TrainedPolicies":
+        """The same weights, asked again after `action_steps` actions; None keeps what they were trained with."""
+        if action_steps is None:
+            return self
+        try:
+            return replace(self, policy=replace(self.policy, action_steps=action_steps))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
     @property
     def demonstrations(self) -> str:
         """Where the training's came from, as far as the folder says."""
@@ -68,9 +77,11 @@ class TrainedPolicies:
     def label(self) -> str:
         """What is played, in file names and tables: "drifting", "diffusion ddim 16"."""
         policy = self.policy
+        own = policy.action_steps if self.config is None else self.config.policy.action_steps
+        often = "" if own == policy.action_steps else f" {policy.action_steps} actions"
         if policy.kind != "diffusion":
-            return policy.kind
-        return f"{policy.kind} {policy.diffusion.sampler} {policy.diffusion.inference_steps}"
+            return policy.kind + often
+        return f"{policy.kind} {policy.diffusion.sampler} {policy.diffusion.inference_steps}{often}"
 
     @property
     def steps(self) -> list[int]:

@@ -136,6 +136,21 @@ def test_a_baseline_may_be_sampled_otherwise(tmp_path):
     assert (run_dir / "eval-diffusion-ddim-2" / "eval_log.json").exists()
 
 
+def test_fewer_actions_may_be_executed_before_the_policy_is_asked_again(tmp_path):
+    run_dir, _ = run_of(tmp_path, steps=(10,))
+    found = TrainedPolicies.find(run_dir, last=1)
+    often = found.executing(2)
+    assert (found.label, often.label, found.executing(None).label) == ("drifting", "drifting 2 actions", "drifting")
+    ((_, policy),) = often.load(torch.device("cpu"))
+    ((_, whole),) = found.load(torch.device("cpu"))
+    seen = {"keypoint": torch.zeros(1, 2, 18), "agent_pos": torch.zeros(1, 2, 2)}
+    few, all_of_them = (each.act(seen, torch.Generator().manual_seed(0)) for each in (policy, whole))
+    assert few.shape[1] == 2
+    assert torch.equal(few, all_of_them[:, :2])
+    with pytest.raises(ConfigError, match="action_steps must be"):
+        found.executing(99)
+
+
 def test_the_averaged_weights_are_played(tmp_path):
     run_dir, policies = run_of(tmp_path, steps=(10, 20))
     loaded = dict(TrainedPolicies.find(run_dir, last=5).load(torch.device("cpu")))
