@@ -7,7 +7,7 @@ import argparse
 import subprocess
 import sys
 
-BENCHMARKS = ("parity", "drift_loss", "growth", "queue", "features", "fields", "generators")
+BENCHMARKS = ("parity", "drift_loss", "growth", "queue", "features", "fields", "generators", "latent_reads")
 
 
 def main() -> None:
