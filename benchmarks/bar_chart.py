@@ -42,8 +42,9 @@ def save_bars(
     handles = [
         Patch(color=colour, label=name) for name, colour in zip(names, COLOURS, strict=False)
     ]  # colours are left over
+    columns = len(COLOURS) if sum(map(len, names)) < 80 else 3  # what fits the width
     axes[0, 0].legend(
-        handles=handles, frameon=False, ncols=len(COLOURS), loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9
+        handles=handles, frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9
     )
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
