@@ -18,9 +18,9 @@ from drifting.training.errors import ConfigError
 
 
 def write_idx(path, tensor, *, packed=True):
-    content = bytes((0, 0, 8, tensor.ndim)) + struct.pack(f">{tensor.ndim}I", *tensor.shape) + bytes(tensor.flatten())
+    content = bytes((0, 0, 8, tensor.ndim)) + struct.pack(f">{tensor.ndim}I", *tensor.shape) + tensor.numpy().tobytes()
     if packed:
-        content = gzip.compress(content)
+        content = gzip.compress(content, compresslevel=1)
     path.with_name(path.name + (".gz" if packed else "")).write_bytes(content)
 
 
