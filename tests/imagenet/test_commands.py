@@ -174,7 +174,7 @@ def test_the_command_line_runs_an_experiment_and_refuses_a_typo(tmp_path, monkey
     command_line("run.name=mine", *small)
     assert (tmp_path / "runs" / "mine" / "metrics.json").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]  # no hydra litter
-    with pytest.raises(SystemExit, match="run.seed: 0 -> 5"):
+    with pytest.raises(SystemExit, match=r"run\.seed: 0 -> 5"):
         command_line("run.name=mine", *small, "run.seed=5")
     typo = run_command("train", "optim.learning_rate=1", cwd=tmp_path)
     assert typo.returncode == 1
