@@ -64,7 +64,7 @@ def save_curves(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     """Drift RMS per temperature, spread against real and gradient norm over the steps of metrics.jsonl."""
     steps = [line["step"] for line in lines]
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-    drift_keys = [key for key in lines[-1] if key.startswith("drift_rms/")]
+    drift_keys = [key for key in lines[-1] if key.startswith("drift_rms/") and key.count("/") == 1]  # not by feature
     for key in drift_keys:
         axes[0].plot(steps, [line.get(key) for line in lines], label=f"temperature {key.removeprefix('drift_rms/')}")
     axes[0].set(title="drift RMS before normalisation", yscale="log")
