@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from domains.imagenet.data.image_data import DataError, ImageData, to_float
+from domains.imagenet.data.image_data import DataError, ImageData, spread_over, to_float
 from domains.imagenet.data.section import DataSection, load_images, load_training_data, missing_images
 from domains.imagenet.linear_probe import linear_accuracy
 from domains.imagenet.mae import MaskedAutoencoder, to_grid
@@ -113,7 +113,5 @@ class MaeEvaluation:
 
     def _parts(self, data: ImageData, most: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images [n, C, H, W] and labels [n], evenly spread over the set, so that every class is there."""
-        count = min(len(data), most)
-        indices = torch.arange(count) * len(data) // count
-        for part in indices.split(self.section.batch):
+        for part in spread_over(len(data), most).split(self.section.batch):
             yield to_float(data.read(part)).to(self.device), data.labels[part]

@@ -1,8 +1,6 @@
 """Real samples for the drifting problems: shuffled epochs of a training set pushed through the queues (paper A.8)."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,22 +9,13 @@ from tqdm import tqdm
 
 from domains.imagenet.config import ImagenetConfig
 from domains.imagenet.data.image_data import DataError, ImageData
+from domains.imagenet.data.read_ahead import ReadAhead
 from domains.imagenet.data.shuffled_epochs import ShuffledEpochs
 from drifting import SampleQueue
 from drifting.training.draws import stream
 from drifting.training.world import World
 
 FILL_BATCH = 1024  # samples read at once before the first step
-
-
-@dataclass(frozen=True, slots=True)
-class _Ahead:
-    """A push that is being read: its size, the order before it, which samples, and the samples."""
-
-    count: int
-    before: dict[str, Any]
-    indices: Tensor
-    samples: Future[Tensor]
 
 
 class RealSamples:
@@ -66,12 +55,11 @@ class RealSamples:
         self.rank, self.ranks = rank, ranks
         self.newest_labels = data.labels[:0]  # of the last push
         self.pushes = 0
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training-images")
-        self._ahead: _Ahead | None = None
         self.indices_only = holds == "indices"
         shape: tuple[int, ...] = () if self.indices_only else data.sample_shape
         dtype = torch.int64 if self.indices_only else data.dtype
         self.epochs = ShuffledEpochs(len(data), seed)
+        self._coming = ReadAhead(self.epochs, self._own, self._stored)
         self.positives = SampleQueue(num_classes, per_class, shape, dtype, torch.Generator().manual_seed(seed))
         self.unconditional = SampleQueue(1, unconditional, shape, dtype, torch.Generator().manual_seed(seed + 1))
         self.filled = False
@@ -100,14 +88,9 @@ class RealSamples:
         The n after them are read in a thread meanwhile.
         """
         self.fill()
-        if self._ahead is None or self._ahead.count != n:
-            self._read_ahead(n)
-        assert self._ahead is not None
-        coming, self._ahead = self._ahead, None
-        samples = coming.samples.result()
+        indices, samples = self._coming.take(n * self.ranks, self.pushes + 1)
         self.pushes += 1
-        self._read_ahead(n)
-        self.newest_labels = self.data.labels[coming.indices]
+        self.newest_labels = self.data.labels[indices]
         self.positives.push(samples, self.newest_labels)
         self.unconditional.push(samples, torch.zeros_like(self.newest_labels))
 
@@ -131,16 +114,13 @@ class RealSamples:
         )
         return positives, unconditional
 
+    def _own(self, indices: Tensor) -> Tensor:
+        n = len(indices) // self.ranks
+        return indices[n * self.rank : n * (self.rank + 1)]
+
     def _stored(self, indices: Tensor, number: int) -> Tensor:
         """What the queues keep of the samples at `indices`; each `number` draws flips and crops of its own."""
         return indices if self.indices_only else self.data.read(indices, stream(self.seed, "read", number, self.rank))
-
-    def _read_ahead(self, n: int) -> None:
-        if self._ahead is not None:  # of another size
-            self.epochs.load_state_dict(self._ahead.before)
-        before = self.epochs.state_dict()
-        own = self.epochs.take(n * self.ranks)[n * self.rank : n * (self.rank + 1)]
-        self._ahead = _Ahead(n, before, own, self._thread.submit(self._stored, own, self.pushes + 1))
 
     def fill(self) -> None:
         """Fill both queues with random samples, what they would keep of one epoch; once in a run."""
@@ -167,14 +147,14 @@ class RealSamples:
     def state_dict(self) -> dict[str, Any]:
         """Both queues, the data position, and whose they are."""
         parts = {name: getattr(self, name).state_dict() for name in ("positives", "unconditional")}
-        parts["epochs"] = self.epochs.state_dict() if self._ahead is None else self._ahead.before
+        parts["epochs"] = self._coming.state_dict()
         data = {"fingerprint": self.data.fingerprint}
         return parts | {"owner": {"rank": self.rank}, "pushes": self.pushes, "filled": self.filled, "data": data}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state` was taken; raises ValueError for other data."""
         self._continue(state)
-        for name in ("epochs", "positives", "unconditional"):
+        for name in ("positives", "unconditional"):
             getattr(self, name).load_state_dict(state[name])
 
     def load_state_dicts(self, states: Sequence[Mapping[str, Any]], *, rank: int, ranks: int) -> None:
@@ -184,7 +164,6 @@ class RealSamples:
             return
         self._continue(states[0])
         own = {state["owner"]["rank"]: state for state in states}  # ranks that share samples hold the same queues
-        self.epochs.load_state_dict(states[0]["epochs"])
         for name in ("positives", "unconditional"):
             saved = [own[number][name] for number in sorted(own)]
             getattr(self, name).load_state_dicts(saved, rank=self.rank, ranks=self.ranks)
@@ -192,7 +171,8 @@ class RealSamples:
     def _continue(self, state: Mapping[str, Any]) -> None:
         if state["data"]["fingerprint"] != self.data.fingerprint:
             raise ValueError("the run began with other training data; restore them or choose another run.name")
-        self.pushes, self.filled, self._ahead = int(state["pushes"]), bool(state["filled"]), None
+        self.pushes, self.filled = int(state["pushes"]), bool(state["filled"])
+        self._coming.load_state_dict(state["epochs"])
 
 
 def _check_enough(data: ImageData, num_classes: int, num_positive: int, num_unconditional: int) -> None:

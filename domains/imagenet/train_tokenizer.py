@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from domains.imagenet.config import CONFIGS, DOES_NOT_TRAIN
-from domains.imagenet.data.image_data import ImageData, to_float
+from domains.imagenet.data.image_data import ImageData, spread_over, to_float
 from domains.imagenet.data.section import load_images, load_training_data, missing_data
 from domains.imagenet.mae_evaluation import missing_held_out
 from domains.imagenet.missing import refuse_missing
@@ -153,7 +153,7 @@ def held_out_psnr(model: torch.nn.Module, data: ImageData, config: TokenizerTrai
     """Mean PSNR in dB of images decoded from the mean of their posterior."""
     device = next(model.parameters()).device
     values = []
-    for part in spread(data, config.eval.images).split(config.eval.batch):
+    for part in spread_over(len(data), config.eval.images).split(config.eval.batch):
         images = to_float(data.read(part)).to(device)
         noise = torch.zeros_like(draw_noise(config, 0, images)[:1]).expand(len(part), -1, -1, -1)
         values.append(peak_signal_to_noise(model(images, noise).squared))
@@ -169,7 +169,7 @@ def save_tokenizer(
     autoencoder = load_average(run_dir, fresh, config.ema)[0].autoencoder
     tokenizer = KlTokenizer(autoencoder, scale=1.0, shift=0.0).to(device)
     source = torch.Generator(device).manual_seed(0)
-    batches = spread(data, MEASURED_IMAGES).split(config.eval.batch)
+    batches = spread_over(len(data), MEASURED_IMAGES).split(config.eval.batch)
     latents = torch.cat([tokenizer.encode(to_float(data.read(part)).to(device), source).cpu() for part in batches])
     scale, shift = 1 / float(latents.std()), float(latents.mean())
     autoencoder.register_to_config(scaling_factor=scale, shift_factor=shift)
@@ -178,12 +178,6 @@ def save_tokenizer(
     shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
     temporary.rename(run_dir / FOLDER)
     return scale, shift
-
-
-def spread(data: ImageData, most: int) -> Tensor:
-    """Indices of at most `most` samples, evenly spread over the set, so that every class is there."""
-    count = min(len(data), most)
-    return torch.arange(count) * len(data) // count
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Batches of a training set for what is trained by itself: auto-encoders and tokenizers, in shuffled epochs."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from torch import Tensor
 
 from domains.imagenet.data.image_data import ImageData, to_float
+from domains.imagenet.data.read_ahead import ReadAhead
 from domains.imagenet.data.shuffled_epochs import ShuffledEpochs
 from drifting.training.draws import stream
 
@@ -26,40 +26,25 @@ class TrainingBatches:
 
     def __init__(self, data: ImageData, batch: int, own: slice, seed: int) -> None:
         self.data, self.batch, self.own, self.seed = data, batch, own, seed
-        self.epochs = ShuffledEpochs(len(data), seed)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training-batches")
-        self._ahead: tuple[int, dict[str, Any], Future[tuple[Tensor, Tensor]]] | None = None
+        self._coming = ReadAhead(ShuffledEpochs(len(data), seed), lambda indices: indices[own], self._read)
 
     def take(self, step: int) -> tuple[Tensor, Tensor]:
         """Own samples [n, C, H, W] of update `step`, float32, and labels [n]; steps must follow one another."""
-        if self._ahead is None or self._ahead[0] != step:
-            self._read_ahead(step)
-        assert self._ahead is not None
-        samples = self._ahead[2].result()
-        self._ahead = None
-        self._read_ahead(step + 1)
-        return samples
+        indices, samples = self._coming.take(self.batch, step)
+        return samples, self.data.labels[indices]
 
-    def _read_ahead(self, step: int) -> None:
-        before = self.epochs.state_dict()
-        indices = self.epochs.take(self.batch)[self.own]
-        self._ahead = (step, before, self._thread.submit(self._read, indices, step))
-
-    def _read(self, indices: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        drawn = stream(self.seed, "read", step, self.own.start)
-        return to_float(self.data.read(indices, drawn)), self.data.labels[indices]
+    def _read(self, indices: Tensor, step: int) -> Tensor:
+        return to_float(self.data.read(indices, stream(self.seed, "read", step, self.own.start)))
 
     def state_dict(self) -> dict[str, Any]:
         """The order, as it was before what is read ahead, and which data it is of."""
-        epochs = self.epochs.state_dict() if self._ahead is None else self._ahead[1]
-        return {"epochs": epochs, "fingerprint": self.data.fingerprint}
+        return {"epochs": self._coming.state_dict(), "fingerprint": self.data.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` was taken; raises ValueError for other data."""
         if state["fingerprint"] != self.data.fingerprint:
             raise ValueError("the run began with other training data; restore them or choose another run.name")
-        self.epochs.load_state_dict(state["epochs"])
-        self._ahead = None
+        self._coming.load_state_dict(state["epochs"])
 
     def load_state_dicts(self, states: Sequence[Mapping[str, Any]], *, rank: int, ranks: int) -> None:
         """Continue on another number of ranks: all follow one order."""

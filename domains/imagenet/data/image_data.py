@@ -41,6 +41,12 @@ class ImageData(ABC):
         """
 
 
+def spread_over(count: int, most: int) -> Tensor:
+    """Indices of at most `most` of `count` samples, evenly spread, so that every class is there."""
+    kept = min(count, most)
+    return torch.arange(kept) * count // kept
+
+
 def to_float(stored: Tensor) -> Tensor:
     """Samples as networks take them: uint8 0..255 -> float32 in [-1, 1]; floats as they are."""
     return stored.float().div_(127.5).sub_(1) if stored.dtype == torch.uint8 else stored
