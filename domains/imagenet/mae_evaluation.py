@@ -6,46 +6,17 @@ held_out/linear_accuracy  of a linear classifier of the last map's mean, fitted 
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from domains.imagenet.data.image_data import DataError, ImageData, spread_over, to_float
-from domains.imagenet.data.section import DataSection, load_images, load_training_data, missing_images
 from domains.imagenet.linear_probe import linear_accuracy
 from domains.imagenet.mae import MaskedAutoencoder, to_grid
 from domains.imagenet.mae_training import MaeEvalSection
-from domains.imagenet.missing import Missing
 
 ERROR, MEAN_ERROR, LINEAR = "held_out/error", "held_out/mean_error", "held_out/linear_accuracy"
-
-
-def held_out_data(section: DataSection) -> ImageData | None:
-    """The validation split in the form of the training data, unchanged by flips or crops; None if none is named.
-
-    Raises:
-        DataError: files that are damaged or incomplete.
-    """
-    if section.kind in ("digits", "fashion_mnist"):
-        return load_images(section, "validation")
-    if not section.validation:
-        return None
-    if section.kind == "latents":
-        return load_training_data(replace(section, path=section.validation, posterior="mean", flip=False))
-    return load_images(section, "validation")
-
-
-def missing_held_out(section: DataSection) -> list[Missing]:
-    """The validation split, if one is named and not there."""
-    if section.kind in ("digits", "fashion_mnist") or not section.validation:
-        return []
-    if section.kind == "latents":
-        from domains.imagenet.data.latent_store import missing_latent_store
-
-        return missing_latent_store(section.validation, "data.validation")
-    return missing_images(section, "validation")
 
 
 class MaeEvaluation:

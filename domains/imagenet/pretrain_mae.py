@@ -14,9 +14,9 @@ import torch
 
 from domains.imagenet.config import CONFIGS, DOES_NOT_TRAIN
 from domains.imagenet.data.image_data import ImageData
-from domains.imagenet.data.section import load_training_data, missing_data
+from domains.imagenet.data.section import held_out_data, load_training_data, missing_data, missing_held_out
 from domains.imagenet.mae import MaeConfig, MaskedAutoencoder, random_patch_mask, to_grid
-from domains.imagenet.mae_evaluation import ERROR, LINEAR, MEAN_ERROR, MaeEvaluation, held_out_data, missing_held_out
+from domains.imagenet.mae_evaluation import ERROR, LINEAR, MEAN_ERROR, MaeEvaluation
 from domains.imagenet.mae_training import MaeTrainingConfig
 from domains.imagenet.missing import refuse_missing
 from domains.imagenet.training_batches import TrainingBatches

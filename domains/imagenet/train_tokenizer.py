@@ -20,8 +20,7 @@ from torch import Tensor
 
 from domains.imagenet.config import CONFIGS, DOES_NOT_TRAIN
 from domains.imagenet.data.image_data import ImageData, spread_over, to_float
-from domains.imagenet.data.section import load_images, load_training_data, missing_data
-from domains.imagenet.mae_evaluation import missing_held_out
+from domains.imagenet.data.section import load_images, load_training_data, missing_data, missing_held_out
 from domains.imagenet.missing import refuse_missing
 from domains.imagenet.tokenizer_training import TokenizerTrainingConfig
 from domains.imagenet.tokenizers.kl import KlTokenizer

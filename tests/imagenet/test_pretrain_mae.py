@@ -11,10 +11,11 @@ from domains.imagenet import encode_latents, pretrain_mae
 from domains.imagenet.data.digits import digits_splits
 from domains.imagenet.data.image_data import DataError
 from domains.imagenet.data.labelled_images import LabelledImages
+from domains.imagenet.data.section import held_out_data
 from domains.imagenet.encode_latents import EncodeLatentsConfig
 from domains.imagenet.encoders.section import EncoderSection, build_encoder
 from domains.imagenet.mae import MaeConfig, MaskedAutoencoder
-from domains.imagenet.mae_evaluation import MaeEvaluation, held_out_data
+from domains.imagenet.mae_evaluation import MaeEvaluation
 from domains.imagenet.mae_training import MaeEvalSection, MaeTrainingConfig, load_mae, missing_mae
 from domains.imagenet.training_batches import TrainingBatches
 from drifting.training.checkpoint_file import read_checkpoint

@@ -4,7 +4,7 @@ What a generator learns and what it is measured against are two questions: a lat
 latents, and is measured against images. `load_training_data` answers the first, `load_images` the second.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from domains.imagenet.data.digits import digits_splits
@@ -123,6 +123,32 @@ def missing_images(section: DataSection, split: str) -> list[Missing]:
     path = getattr(section, key)
     stored = section.kind == "pixels" if key == "path" else _is_store(path) or path.endswith(".zarr")
     return missing_pixel_store(path, f"data.{key}") if stored else missing_image_folder(path, f"data.{key}")
+
+
+def held_out_data(section: DataSection) -> ImageData | None:
+    """The validation split in the form of the training data, unchanged by flips or crops; None if none is named.
+
+    Raises:
+        DataError: files that are damaged or incomplete.
+    """
+    if section.kind in ("digits", "fashion_mnist"):
+        return load_images(section, "validation")
+    if not section.validation:
+        return None
+    if section.kind == "latents":
+        return load_training_data(replace(section, path=section.validation, posterior="mean", flip=False))
+    return load_images(section, "validation")
+
+
+def missing_held_out(section: DataSection) -> list[Missing]:
+    """The validation split, if one is named and not there."""
+    if section.kind in ("digits", "fashion_mnist") or not section.validation:
+        return []
+    if section.kind == "latents":
+        from domains.imagenet.data.latent_store import missing_latent_store
+
+        return missing_latent_store(section.validation, "data.validation")
+    return missing_images(section, "validation")
 
 
 def _image_key(section: DataSection, split: str) -> str:
