@@ -32,7 +32,8 @@ from domains.imagenet.tokenizers import LatentTokenizer, TinyTokenizer, Tokenize
 from drifting.training.command_line import command
 from drifting.training.config import require
 from drifting.training.errors import ConfigError
-from drifting.training.launcher import Placement, read_placement
+from drifting.training.launch import device_of
+from drifting.training.launcher import read_placement
 
 
 @dataclass
@@ -73,7 +74,7 @@ def main(config: EncodeLatentsConfig) -> None:
     """Check, encode, and say what is in the store."""
     refuse_missing([*missing_image_folder(config.folder, "folder"), *missing_tokenizer(config.tokenizer)])
     placement, out = read_placement(os.environ), Path(config.out).expanduser()
-    device = _device(config.device, placement)
+    device = device_of(config.device, placement, "device")
     folder = ImageFolder(config.folder, size=config.size, expected_classes=config.classes, threads=config.workers)
     tokenizer = config.tokenizer.build()
     assert isinstance(tokenizer, LatentTokenizer)  # the section refused the other one
@@ -125,16 +126,6 @@ class Encoder:
             "posterior": self.has_posterior,
             "scaled": False,
         }
-
-
-def _device(asked: str, placement: Placement) -> torch.device:
-    """The device of a rank; refuses a GPU that is not there."""
-    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available() or placement.local_rank >= torch.cuda.device_count():
-        held = torch.cuda.device_count()
-        raise ConfigError(f"device={asked}: local rank {placement.local_rank} has no GPU, this machine has {held}")
-    return torch.device("cuda", placement.local_rank)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def prepare(run: RunConfig, parallel: ParallelConfig | None = None) -> World:
     placement = read_placement(os.environ)
     _check_fits(parallel, placement)
     torch.set_num_threads(run.threads)
-    device = _device(run.device, placement)
+    device = device_of(run.device, placement)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = not run.deterministic
@@ -92,22 +92,26 @@ def _check_fits(parallel: ParallelConfig, placement: Placement) -> None:
         )
 
 
-def _device(asked: str, placement: Placement) -> torch.device:
+def device_of(asked: str, placement: Placement, key: str = "run.device") -> torch.device:
+    """The device of a rank: "auto" is the CUDA device of its local rank where there is one, else the CPU.
+
+    Raises ConfigError, which names `key`, if the asked device does not exist.
+    """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (asked == "auto" and not gpus) or asked == "cpu":
         return torch.device("cpu")
     index = torch.device("cuda" if asked == "auto" else asked).index
     if index is not None and placement.local_size > 1:
         raise ConfigError(
-            f"run.device={asked} is one device for {placement.local_size} processes on this node. "
-            "Use run.device=cuda, which gives each its own."
+            f"{key}={asked} is one device for {placement.local_size} processes on this node. "
+            f"Use {key}=cuda, which gives each its own."
         )
     index = placement.local_rank if index is None else index
     if index >= gpus:
         processes = f" for {placement.local_size} processes" if placement.local_size > 1 else ""
         raise ConfigError(
-            f"run.device={asked} is not available: this machine has {gpus} CUDA devices{processes}. "
-            "Use run.device=auto, and no more processes than devices."
+            f"{key}={asked} is not available: this machine has {gpus} CUDA devices{processes}. "
+            f"Use {key}=auto, and no more processes than devices."
         )
     return torch.device("cuda", index)
 
