@@ -1,8 +1,11 @@
 """Configuration of image training: the shared sections and this domain's own. Defaults are the paper's (Table 8)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from domains.imagenet.conv_generator import ConvConfig, ConvGenerator
 from domains.imagenet.data.section import DataSection
 from domains.imagenet.encoders.section import EncoderSection
 from domains.imagenet.eval_section import EvalSection
@@ -28,9 +31,14 @@ from drifting.training.config import (
     require,
 )
 
-OneStepGenerator = DiTGenerator | MlpGenerator
+OneStepGenerator = DiTGenerator | ConvGenerator | MlpGenerator
 """(noise [K, C, H, W], labels [K], alpha [K]) -> samples [K, C, H, W]."""
 
+GENERATORS: dict[str, Callable[[Any], OneStepGenerator]] = {
+    "dit": DiTGenerator,
+    "conv": ConvGenerator,
+    "mlp": MlpGenerator,
+}
 AFFINITIES = {"two_sided": two_sided_affinity, "row": row_affinity, "unnormalized": unnormalized_affinity}
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DOES_NOT_TRAIN = ("eval", "data.threads")  # may differ when a run is continued
@@ -38,18 +46,25 @@ DOES_NOT_TRAIN = ("eval", "data.threads")  # may differ when a run is continued
 
 @dataclass
 class GeneratorSection:
-    """Which generator, and its shape; the section of the other kind has no effect."""
+    """Which generator, and its shape; the sections of the other kinds have no effect."""
 
     kind: str = "dit"
     dit: GeneratorConfig = field(default_factory=GeneratorConfig)
+    conv: ConvConfig = field(default_factory=ConvConfig)
     mlp: MlpConfig = field(default_factory=MlpConfig)
 
     def __post_init__(self) -> None:
-        require(self.kind in ("dit", "mlp"), "generator.kind", "dit or mlp", self.kind)
+        require(self.kind in GENERATORS, "generator.kind", ", ".join(GENERATORS), self.kind)
+
+    @property
+    def shape(self) -> GeneratorConfig | ConvConfig | MlpConfig:
+        """The section of the kind that is built."""
+        shape: GeneratorConfig | ConvConfig | MlpConfig = getattr(self, self.kind)
+        return shape
 
     def build(self) -> OneStepGenerator:
         """A new generator with fresh weights."""
-        return DiTGenerator(self.dit) if self.kind == "dit" else MlpGenerator(self.mlp)
+        return GENERATORS[self.kind](self.shape)
 
 
 @dataclass

@@ -140,7 +140,7 @@ def what_is_missing(config: ImagenetConfig) -> list[Missing]:
 
 def check_fits(config: ImagenetConfig, data: ImageData) -> None:
     """Refuse a generator of another sample shape or number of classes, and more classes a step than there are."""
-    shape = config.generator.dit if config.generator.kind == "dit" else config.generator.mlp
+    shape = config.generator.shape
     key = f"generator.{config.generator.kind}"
     given = {"channels": shape.channels, "size": shape.size, "num_classes": shape.num_classes}
     channels, height, width = data.sample_shape
