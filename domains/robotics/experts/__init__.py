@@ -14,13 +14,22 @@ EXPERTS = {
     "push_t": ("push_t", "PushTExpert"),
 }
 
+EXPERT_REVISIONS = {"square": 2}
+"""Raise an expert's, 1 at first, when it acts otherwise: what it showed before is not used again."""
+
+
+def expert_name(task: str) -> str:
+    """Whose expert shows the task: an expert does not look, that of can_image is that of can."""
+    return task.removesuffix("_image")
+
 
 def expert_for(task: str) -> type[Expert]:
     """The expert's class for the task of this name. ConfigError, naming the tasks that have one, if there is none."""
-    if task not in EXPERTS:
+    own = expert_name(task)
+    if own not in EXPERTS:
         raise ConfigError(
             f"there is no scripted expert for task={task}, only for {', '.join(EXPERTS)}: demos.source=human is needed"
         )
-    module, name = EXPERTS[task]
+    module, name = EXPERTS[own]
     expert: type[Expert] = getattr(import_module(f"{__name__}.{module}"), name)
     return expert

@@ -26,8 +26,8 @@ class SquareExpert(ArmExpert):
         while not simulator._check_success():
             side, level = self._turns()
             grasp = partial(self.grasp, side)
-            yield from self.move(partial(self.grasp, side, HOVER), OPEN, within=0.03, angle_within=0.15)
-            yield from self.move(grasp, OPEN, within=0.008, angle_within=0.08)
+            yield from self.move(partial(self.grasp, side, HOVER), OPEN, within=0.02, angle_within=0.1)
+            yield from self.move(grasp, OPEN, within=0.006, angle_within=0.06, speed=0.7)
             yield from self.close(grasp)
             clear = peg.raised(ABOVE_PEG)
             start = Pose(np.array([*self.nut.position[:2], clear.position[2]]), level)
