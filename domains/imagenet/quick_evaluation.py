@@ -11,6 +11,8 @@ from domains.imagenet.metrics.feature_set import gather
 from domains.imagenet.pictures import save_sheet
 from domains.imagenet.sample_stream import SampleStream, balanced_labels, first_of_classes
 from domains.imagenet.tokenizers import Tokenizer
+from drifting.training.errors import ConfigError
+from drifting.training.world import World
 
 SHEET_CLASSES, SHEET_COLUMNS = 10, 8
 
@@ -22,19 +24,26 @@ class QuickEvaluation:
     trained now. The same noise and labels every time, so that figures of one run differ by its weights alone. They are
     of few samples, and above those of the report.
 
+    Each rank makes its share of the samples, and all know the figures of all of them.
+
     Args:
         config: of the run.
         run_dir: its folder; the cache of judges lies beside it.
-        device: of generator and networks.
+        world: this rank; generator and networks are on its device.
         tokenizer: decodes samples; None for pixels.
+
+    Raises:
+        ConfigError: fewer samples than ranks.
     """
 
-    def __init__(
-        self, config: ImagenetConfig, run_dir: Path, device: torch.device, tokenizer: Tokenizer | None = None
-    ) -> None:
+    def __init__(self, config: ImagenetConfig, run_dir: Path, world: World, tokenizer: Tokenizer | None = None) -> None:
         self.section = section = config.eval
-        self.tokenizer = tokenizer
-        self.network, self.reference = load_measure(section, config.data, run_dir, device)
+        self.tokenizer, self.world = tokenizer, world
+        if section.quick_samples < world.size:
+            raise ConfigError(
+                f"eval.quick_samples must be at least {world.size}, one for each rank, got {section.quick_samples}"
+            )
+        self.network, self.reference = load_measure(section, config.data, run_dir, world.device)
         self.dtype = torch.uint8
         if section.network == "judge":
             self.dtype = load_images(config.data, section.split).dtype  # small sets are float: judges take both
@@ -42,18 +51,30 @@ class QuickEvaluation:
     def figures(self, generator: OneStepGenerator, sheet: Path | None = None) -> dict[str, float]:
         """`eval/<figure>/alpha_<alpha>` for every figure and guidance scale; takes no part in training's randomness.
 
-        Samples of the first guidance scale are written as the picture `sheet`, a class per row.
+        Rank 0 writes samples of the first guidance scale as the picture `sheet`, a class per row. A collective call.
         """
         section = self.section
         labels = balanced_labels(generator.cfg.num_classes, section.quick_samples)
-        stream = SampleStream(generator, labels, self.dtype, section.rounding, section.batch, self.tokenizer)
+        stream = SampleStream(
+            generator,
+            labels,
+            self.dtype,
+            section.rounding,
+            section.batch,
+            self.tokenizer,
+            self.world.rank,
+            self.world.size,
+        )
         columns = min(SHEET_COLUMNS, len(labels) // generator.cfg.num_classes)
         shown = first_of_classes(labels, min(SHEET_CLASSES, generator.cfg.num_classes), columns)
         found = {}
         for alpha in section.alphas:
-            figures = figures_of(gather(stream.at(alpha, shown), self.network), self.reference, section)
+            measured = gather(stream.at(alpha, shown), self.network).over_ranks()
+            figures = figures_of(measured, self.reference, section)
             found |= {f"eval/{name}/alpha_{alpha:g}": value for name, value in figures.items()}
             if sheet is not None and columns and alpha == section.alphas[0]:
-                sheet.parent.mkdir(exist_ok=True)
-                save_sheet(sheet, stream.shown(shown), columns)
+                images = stream.shown(shown)
+                if self.world.is_main:
+                    sheet.parent.mkdir(exist_ok=True)
+                    save_sheet(sheet, images, columns)
         return found

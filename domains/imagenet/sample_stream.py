@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from domains.imagenet.config import OneStepGenerator
@@ -25,7 +26,8 @@ def balanced_labels(num_classes: int, count: int) -> Tensor:
 class SampleStream:
     """Samples of one generator for labels [n]; `dtype` uint8 rounds them to 8 bits as `rounding` says.
 
-    tokenizer: decodes them; None for a generator of pixels. batch: images at a time.
+    tokenizer: decodes them; None for a generator of pixels. batch: images at a time. rank, ranks: this process and how
+    many there are; each streams its part of the samples, neighbours in their order.
     """
 
     generator: OneStepGenerator
@@ -34,25 +36,51 @@ class SampleStream:
     rounding: str = "nearest"
     batch: int = 1000
     tokenizer: Tokenizer | None = None
+    rank: int = 0
+    ranks: int = 1
     kept: dict[int, Tensor] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()  # of an image, known once they are streamed
 
     def at(self, alpha: float, keep: Tensor | None = None) -> Iterator[Tensor]:
-        """Batches [<= batch, C, H, W] at one guidance scale; of indices `keep` [m] the images stay in `kept`."""
+        """Batches [<= batch, C, H, W] at one guidance scale; of indices `keep` [m] the images stay in `kept`.
+
+        Every rank calls the generator equally often, for its weights may be shared out; what it makes beyond its own
+        part is left away.
+        """
         wanted = set() if keep is None else set(keep.tolist())
         self.kept = {}
-        seen = 0
+        total = len(self.labels)
+        seen, stop = total * self.rank // self.ranks, total * (self.rank + 1) // self.ranks
+        labels = torch.cat([self.labels, self.labels[:1]])[seen : seen - (-total // self.ranks)]
         for samples in generate_batches(
-            self.generator, self.labels, alpha, seed=SAMPLE_SEED, batch=self.batch, tokenizer=self.tokenizer
+            self.generator,
+            labels,
+            alpha,
+            seed=SAMPLE_SEED,
+            batch=self.batch,
+            tokenizer=self.tokenizer,
+            first=seen,
         ):
+            samples = samples[: stop - seen]
+            if not len(samples):
+                return
             images = to_8_bits(samples, self.rounding) if self.dtype == torch.uint8 else samples
+            self.shape = tuple(images.shape[1:])
             for index in wanted & set(range(seen, seen + len(images))):
                 self.kept[index] = images[index - seen].clone()
             seen += len(images)
             yield images
 
     def shown(self, indices: Tensor) -> Tensor:
-        """Kept images at indices [m], float32 in [-1, 1]."""
-        return to_float(torch.stack([self.kept[index] for index in indices.tolist()]))
+        """Kept images at indices [m], float32 in [-1, 1]; a collective call where there are several ranks."""
+        if self.ranks == 1:
+            return to_float(torch.stack([self.kept[index] for index in indices.tolist()]))
+        shown = torch.zeros(len(indices), *self.shape)
+        for place, index in enumerate(indices.tolist()):
+            if index in self.kept:  # on one rank
+                shown[place] = to_float(self.kept[index])
+        dist.all_reduce(shown)
+        return shown
 
 
 def first_of_classes(labels: Tensor, classes: int, columns: int) -> Tensor:

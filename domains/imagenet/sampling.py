@@ -25,17 +25,19 @@ def generate_batches(
     seed: int,
     batch: int = 1000,
     tokenizer: Tokenizer | None = None,
+    first: int = 0,
 ) -> Iterator[Tensor]:
     """One image per label [K] at one guidance scale, in order: [at most `batch`, C, H, W] on the CPU each time.
 
     Noise is drawn in blocks, each from a source of its own: 50,000 samples need the memory of one batch, and neither
-    `batch` nor the device changes what an image looks like. Decoded where a tokenizer is given.
+    `batch` nor the device changes what an image looks like. Decoded where a tokenizer is given. The labels are those of
+    the samples number `first` and after: several processes may make a part each.
     """
     device = next(generator.parameters()).device
     for start in range(0, len(labels), batch):
         part = labels[start : start + batch]
         condition = [part.to(device), torch.full((len(part),), float(alpha), device=device)]
-        noise, *style = _draws(generator, seed, start, start + len(part))
+        noise, *style = _draws(generator, seed, first + start, first + start + len(part))
         samples = generator(noise.to(device), *condition, *(codes.to(device) for codes in style))
         yield (samples if tokenizer is None else tokenizer.decode(samples)).cpu()
 

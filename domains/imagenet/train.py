@@ -82,7 +82,7 @@ def main(config: ImagenetConfig) -> None:
     )
     checkpoint.load_latest()
     real.fill()
-    evaluate = QuickEvaluation(config, run_dir, world.device, tokenizer) if config.eval.every else None
+    evaluate = QuickEvaluation(config, run_dir, world, tokenizer) if config.eval.every else None
 
     steps = config.run.steps
     world.say(
@@ -112,7 +112,7 @@ def main(config: ImagenetConfig) -> None:
                 figures |= world.mean({"loss": loss}, batch.weight) | {"grad_norm": grad_norm}
                 if measured:
                     with telemetry.region("evaluation"):
-                        sheet = run_dir / "samples" / f"step_{state.step:08d}.png" if world.is_main else None
+                        sheet = run_dir / "samples" / f"step_{state.step:08d}.png"
                         figures |= evaluate.figures(ema.model(), sheet)
                 telemetry.write(state.step, figures)
             stopping = stop.requested()

@@ -23,6 +23,7 @@ from domains.imagenet.sample_stream import SampleStream, balanced_labels, first_
 from drifting.training.config import typed
 from drifting.training.errors import ConfigError
 from drifting.training.run_dir import open_run
+from drifting.training.world import World
 
 
 @pytest.fixture(autouse=True)
@@ -122,13 +123,19 @@ def test_too_few_samples_are_refused_before_the_first(generator, tmp_path):
 
 def test_figures_during_training_cost_no_second_judge(generator, tmp_path, monkeypatch):
     config = config_of(tmp_path)
-    first = QuickEvaluation(config, tmp_path / "small", torch.device("cpu")).figures(generator)
+    first = QuickEvaluation(config, tmp_path / "small", World(torch.device("cpu"))).figures(generator)
     assert first.keys() >= {"eval/FD(judge)/alpha_1", "eval/FD(judge)/alpha_2", "eval/IS(judge)/alpha_1"}
     monkeypatch.setattr(judge_module, "train_judge", lambda *_: pytest.fail("it is in the cache"))
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    assert QuickEvaluation(config, tmp_path / "small", torch.device("cpu")).figures(generator) == first
+    assert QuickEvaluation(config, tmp_path / "small", World(torch.device("cpu"))).figures(generator) == first
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_fewer_samples_on_the_way_than_ranks_are_refused(tmp_path):
+    config = config_of(tmp_path, quick_samples=10)
+    with pytest.raises(ConfigError, match=r"eval\.quick_samples must be at least 16, one for each rank, got 10"):
+        QuickEvaluation(config, tmp_path, World(torch.device("cpu"), rank=3, size=16))
 
 
 def test_a_run_is_measured_as_it_was_trained_but_for_the_keys_that_are_given(tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from domains.imagenet.metrics.feature_network import FeatureNetwork
@@ -28,6 +29,29 @@ class FeatureSet:
     def thinned(self, most: int) -> "FeatureSet":
         """With the features of at most `most` random images; moments and logits stay those of all."""
         return replace(self, pooled=self.pooled[some_of(len(self.pooled), most)])
+
+    def over_ranks(self) -> "FeatureSet":
+        """Of the images of all ranks, in rank order: a collective call; itself where there is one process."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return self
+        return FeatureSet(
+            self.network,
+            self.moments.over_ranks(),
+            None if self.spatial is None else self.spatial.over_ranks(),
+            rows_of_ranks(self.pooled),
+            None if self.logits is None else rows_of_ranks(self.logits),
+        )
+
+
+def rows_of_ranks(rows: Tensor) -> Tensor:
+    """The rows [n, d] of all ranks in their order; n may differ. A collective call, on the CPU."""
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)]))
+    padded = rows.new_zeros(int(max(counts)), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    found = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(found, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(found, counts, strict=True)])
 
 
 class Pass:
