@@ -29,13 +29,13 @@ from domains.imagenet.metrics.feature_set import gather
 from domains.imagenet.metrics.image_batches import in_batches
 from domains.imagenet.metrics.npz_images import npz_images
 from domains.imagenet.missing import Missing, refuse_missing
-from domains.imagenet.sample import chosen_device
 from domains.imagenet.sampling import generate, load_generator
 from domains.imagenet.tokenizers import Tokenizer
 from domains.imagenet.tokenizers.section import missing_tokenizer
 from drifting.training.atomic_file import replace_text
 from drifting.training.command_line import command, given_keys
 from drifting.training.config import require
+from drifting.training.devices import chosen_device
 from drifting.training.errors import ConfigError
 from drifting.training.run_dir import load_config
 
@@ -126,7 +126,7 @@ def measure_images(config: EvaluateConfig) -> dict[str, float]:
     refuse_missing(own + missing_measures(section, config.data, neighbours=False))
     out = Path(config.out)
     network, reference = load_measure(section, config.data, out, chosen_device(config.device))
-    print(f"reference {section.reference or section.split + ' images'}: {reference.serves()}")
+    print(f"reference {section.reference or section.split + ' images'}: {reference.serves(network.name)}")
     try:
         measured = gather(opened(config.images, config.data.size, section.batch), network)
     except ValueError as error:  # of another shape than the network's

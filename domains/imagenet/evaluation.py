@@ -29,9 +29,9 @@ from domains.imagenet.metrics.image_batches import in_batches, some_of
 from domains.imagenet.metrics.neighbours import SHOWN, nearest_images, save_neighbours
 from domains.imagenet.pictures import save_comparison, save_sheet
 from domains.imagenet.quality import Quality, fewer, nearest_train, observe, pixel_counts, quality_of
-from domains.imagenet.sample import chosen_device
 from domains.imagenet.sample_stream import SampleStream, balanced_labels, first_of_classes
 from domains.imagenet.tokenizers import Tokenizer
+from drifting.training.devices import chosen_device
 from drifting.training.errors import ConfigError
 
 GRID_COLUMNS = 10

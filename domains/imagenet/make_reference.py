@@ -21,9 +21,9 @@ from domains.imagenet.metrics.image_batches import in_batches, some_of
 from domains.imagenet.metrics.inception import load_inception, missing_inception
 from domains.imagenet.metrics.reference import write_reference
 from domains.imagenet.missing import Missing, refuse_missing
-from domains.imagenet.sample import chosen_device
 from drifting.training.command_line import command
 from drifting.training.config import require
+from drifting.training.devices import chosen_device
 
 
 @dataclass

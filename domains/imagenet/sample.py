@@ -22,6 +22,7 @@ from domains.imagenet.sampling import generate, load_generator
 from domains.imagenet.tokenizers import Tokenizer, load_tokenizer
 from drifting.training.command_line import command
 from drifting.training.config import require
+from drifting.training.devices import chosen_device
 from drifting.training.errors import ConfigError
 
 SHOWN_CLASSES = (207, 360, 387, 974, 88, 979, 417, 279)  # of 1000: those that papers on such models show
@@ -120,20 +121,6 @@ def decoder_for(generator: OneStepGenerator, vae: str) -> Tokenizer | None:
     if tokenizer.channels != channels:
         raise ConfigError(f"vae={vae} decodes {tokenizer.channels} channels, this generator makes {channels}")
     return tokenizer
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        ConfigError: no such device on this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # unknown name; built without CUDA
-        raise ConfigError(f"device must be auto, cpu or a device of this machine, got {name!r}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from domains.robotics.videos import save_frame_sheet, save_video
 from drifting.training.atomic_file import replace_text
 from drifting.training.command_line import command
 from drifting.training.config import require
-from drifting.training.errors import ConfigError
+from drifting.training.devices import chosen_device
 
 
 @dataclass
@@ -83,7 +83,7 @@ def main(config: EvaluateConfig) -> None:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Play, write and print; returns what eval_log.json holds."""
     torch.set_num_threads(config.threads)
-    device = evaluation_device(config.device)
+    device = chosen_device(config.device)
     policies = TrainedPolicies.find(Path(config.run), config.checkpoints)
     policies = policies.sampled_by(config.sampler, config.inference_steps).executing(config.action_steps)
     out = Path(config.out) if config.out else Path(config.run) / f"eval-{policies.label.replace(' ', '-')}"
@@ -128,19 +128,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     print(summary(log))
     print(out / "eval_log.json")
     return log
-
-
-def evaluation_device(name: str) -> torch.device:
-    """Of "auto" CUDA where there is one. Raises ConfigError for a device that this machine does not have."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={name}, but this machine has {torch.cuda.device_count()} CUDA devices: device=cpu")
-    return device
 
 
 def save_pictures(out: Path, films: Sequence[EpisodeResult]) -> dict[str, str]:

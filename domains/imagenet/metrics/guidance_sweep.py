@@ -28,11 +28,6 @@ def sweep_table(sweep: Sweep, beside: Mapping[str, Mapping[str, float]] | None =
     return "\n".join(lines)
 
 
-def best_alpha(sweep: Sweep, figure: str) -> float:
-    """The guidance scale of the least value of a distance."""
-    return min(sweep, key=lambda alpha: sweep[alpha][figure])
-
-
 def is_distance(name: str) -> bool:
     """Whether less is better."""
     return name.startswith(("FID", "FD", "sFID", "sFD", "KID", "KD"))

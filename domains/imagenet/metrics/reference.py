@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from domains.imagenet.metrics.feature_network import FeatureNetwork
+from domains.imagenet.metrics.feature_network import INCEPTION, FeatureNetwork, figure_name
 from domains.imagenet.metrics.feature_set import FeatureSet, gather
 from domains.imagenet.metrics.frechet import Gaussian
 from domains.imagenet.metrics.npz_images import KEY, npz_images, npz_keys
@@ -44,11 +44,15 @@ class Reference:
         spatial = None if real.spatial is None else real.spatial.gaussian()
         return cls(real.moments.gaussian(), spatial, real.pooled)
 
-    def serves(self) -> str:
-        """What can be compared with it, in words."""
-        spatial = "sFID" if self.spatial is not None else "no sFID (no mu_s, sigma_s)"
-        single = f"KID, precision and recall against {len(self.features)} images" if self.features is not None else ""
-        return f"FID, {spatial}, {single or 'no KID, precision and recall (no images)'}"
+    def serves(self, network: str = INCEPTION) -> str:
+        """What can be compared with it in the space of `network`, in words."""
+        distance, spatial, kernel = (figure_name(figure, network) for figure in ("FD", "sFD", "KD"))
+        if self.spatial is None:
+            spatial = f"no {spatial} (no mu_s, sigma_s)"
+        single = f"{kernel}, precision and recall"
+        if self.features is None:
+            return f"{distance}, {spatial}, no {single} (no images)"
+        return f"{distance}, {spatial}, {single} against {len(self.features)} images"
 
 
 def read_reference(
