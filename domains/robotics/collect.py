@@ -16,7 +16,7 @@ from domains.robotics.demonstrations.config import DemosConfig
 from domains.robotics.demonstrations.episode import DemonstrationError
 from domains.robotics.demonstrations.scripted import (
     collect,
-    demonstration_disturbance,
+    demonstration_noise,
     demonstrations_path,
     scripted_demonstrations,
     summary,
@@ -63,10 +63,8 @@ def main(config: RobotCollectConfig) -> None:
         print(f"{len(steps)} episodes, {sum(steps)} steps: {out}")
         return
     if config.out:
-        disturbance = demonstration_disturbance(task, demos)
-        collect(
-            task, episodes=demos.episodes, seed=demos.seed, disturbance=disturbance, path=out, workers=demos.workers
-        )
+        noise = demonstration_noise(task, demos)
+        collect(task, episodes=demos.episodes, seed=demos.seed, noise=noise, path=out, workers=demos.workers)
     else:
         out = demonstrations_path(task, demos)
         if out.exists():

@@ -20,8 +20,7 @@ class TaskConfig:
     their widths, `images` those of camera images to their side length in pixels (square, RGB); a policy reads all that
     are named. `absolute_actions`: poses in the world frame instead of displacements (robosuite only). `stages`: how
     many the score counts, 1 if the task succeeds or fails as a whole. `demo_noise`: standard deviation of the noise
-    executed while demonstrations are made, in half ranges of the actions, and `demo_pushes`, the probability that a
-    push begins in a step; the labels stay clean.
+    executed while demonstrations are made, in units of the action range; the labels stay clean.
     """
 
     name: str = MISSING
@@ -36,7 +35,6 @@ class TaskConfig:
     control_hz: int = 20
     stages: int = 1
     demo_noise: float = 0.0
-    demo_pushes: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.simulator in SIMULATORS, "task.simulator", ", ".join(SIMULATORS), self.simulator)
@@ -48,7 +46,6 @@ class TaskConfig:
         for name in ("robots", "action_dim", "max_steps", "control_hz", "stages"):
             require(getattr(self, name) >= 1, f"task.{name}", "at least 1", getattr(self, name))
         require(0 <= self.demo_noise < float("inf"), "task.demo_noise", "at least 0 and finite", self.demo_noise)
-        require(0 <= self.demo_pushes <= 1, "task.demo_pushes", "a probability", self.demo_pushes)
 
     @property
     def observation_dim(self) -> int:

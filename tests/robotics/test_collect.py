@@ -15,12 +15,12 @@ from domains.robotics.collect import RobotCollectConfig
 from domains.robotics.demonstrations import scripted
 from domains.robotics.demonstrations.cache import cache_folder, one_maker
 from domains.robotics.demonstrations.config import EVALUATION_SEED, DemosConfig
-from domains.robotics.demonstrations.disturbance import Disturbance
 from domains.robotics.demonstrations.episode import DemonstrationError
 from domains.robotics.demonstrations.schema import DemonstrationFile, DemonstrationWriter
 from domains.robotics.demonstrations.scripted import collect, demonstrations_path, scripted_demonstrations, summary
 from domains.robotics.demonstrations.sources import load_demonstrations
 from domains.robotics.demonstrations.windows import WindowDataset
+from domains.robotics.experts import EXPERT_REVISIONS
 from drifting.training.config import typed
 from drifting.training.errors import ConfigError
 
@@ -30,7 +30,7 @@ class Scribe:
     """Records random numbers in place of a simulation: seeds 1, 5, 9, ... fail; notes what it was asked for."""
 
     task: object
-    disturbance: Disturbance
+    noise: float
     killed_at: int = -1
 
     def record_into(self, folder: Path, seed: int):
@@ -70,7 +70,7 @@ def scribes(monkeypatch):
 
 def test_the_first_seeds_that_succeed_are_kept_in_order(tmp_path, scribes):
     path = tmp_path / "demos.hdf5"
-    collect(LIFT, episodes=10, seed=0, disturbance=Disturbance(0.25), path=path, progress=False)
+    collect(LIFT, episodes=10, seed=0, noise=0.25, path=path, progress=False)
     assert seeds_in(path) == [0, 2, 3, 4, 6, 7, 8, 10, 11, 12]
     with DemonstrationFile(path) as file:
         assert (file.collected["attempts"], file.collected["failed"], file.collected["noise"]) == (13, 3, 0.25)
@@ -84,8 +84,8 @@ def test_the_first_seeds_that_succeed_are_kept_in_order(tmp_path, scribes):
 @pytest.mark.slow
 def test_many_processes_make_the_same_file(tmp_path, scribes):
     one, two = tmp_path / "one.hdf5", tmp_path / "two.hdf5"
-    collect(LIFT, episodes=7, seed=0, disturbance=Disturbance(0.25), path=one, progress=False)
-    collect(LIFT, episodes=7, seed=0, disturbance=Disturbance(0.25), path=two, workers=2, progress=False)
+    collect(LIFT, episodes=7, seed=0, noise=0.25, path=one, progress=False)
+    collect(LIFT, episodes=7, seed=0, noise=0.25, path=two, workers=2, progress=False)
     assert seeds_in(one) == seeds_in(two)
     np.testing.assert_array_equal(actions_in(one), actions_in(two))
     with DemonstrationFile(one) as first, DemonstrationFile(two) as second:
@@ -94,26 +94,26 @@ def test_many_processes_make_the_same_file(tmp_path, scribes):
 
 def test_an_interrupted_collection_is_continued(tmp_path, monkeypatch):
     path = tmp_path / "demos.hdf5"
-    monkeypatch.setattr(scripted, "Recorder", lambda task, disturbance: Scribe(task, disturbance, killed_at=6))
+    monkeypatch.setattr(scripted, "Recorder", lambda task, noise: Scribe(task, noise, killed_at=6))
     with pytest.raises(KeyboardInterrupt):
-        collect(LIFT, episodes=6, seed=0, disturbance=Disturbance(0.25), path=path, progress=False)
+        collect(LIFT, episodes=6, seed=0, noise=0.25, path=path, progress=False)
     assert not path.exists()
     assert asked(tmp_path) == list(range(7))
     (tmp_path / "asked.txt").unlink()
     monkeypatch.setattr(scripted, "Recorder", Scribe)
-    collect(LIFT, episodes=6, seed=0, disturbance=Disturbance(0.25), path=path, progress=False)
+    collect(LIFT, episodes=6, seed=0, noise=0.25, path=path, progress=False)
     assert asked(tmp_path) == [1, 5, 6, 7]  # successes are not repeated
     assert seeds_in(path) == [0, 2, 3, 4, 6, 7]
 
 
 def test_attempts_of_other_settings_are_not_continued(tmp_path, monkeypatch):
     path = tmp_path / "demos.hdf5"
-    monkeypatch.setattr(scripted, "Recorder", lambda task, disturbance: Scribe(task, disturbance, killed_at=6))
+    monkeypatch.setattr(scripted, "Recorder", lambda task, noise: Scribe(task, noise, killed_at=6))
     with pytest.raises(KeyboardInterrupt):
-        collect(LIFT, episodes=6, seed=0, disturbance=Disturbance(0.25), path=path, progress=False)
+        collect(LIFT, episodes=6, seed=0, noise=0.25, path=path, progress=False)
     (tmp_path / "asked.txt").unlink()
     monkeypatch.setattr(scripted, "Recorder", Scribe)
-    collect(LIFT, episodes=6, seed=0, disturbance=Disturbance(0.1), path=path, progress=False)
+    collect(LIFT, episodes=6, seed=0, noise=0.1, path=path, progress=False)
     assert asked(tmp_path) == list(range(8))
 
 
@@ -125,20 +125,13 @@ def test_an_expert_that_fails_too_often_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(scripted, "Recorder", Clumsy)
     message = r"expert of lift succeeded in 6 of 35 episodes from seed 0 on with noise 0\.25, 50 were asked for"
     with pytest.raises(DemonstrationError, match=message):
-        collect(LIFT, episodes=50, seed=0, disturbance=Disturbance(0.25), path=tmp_path / "demos.hdf5", progress=False)
+        collect(LIFT, episodes=50, seed=0, noise=0.25, path=tmp_path / "demos.hdf5", progress=False)
     assert not (tmp_path / "demos.hdf5").exists()
 
 
 def test_demonstrations_never_have_the_seeds_of_evaluation(tmp_path, scribes):
     with pytest.raises(DemonstrationError, match=r"2 of 2 episodes from seed 99998 on .* choose another demos\.seed"):
-        collect(
-            LIFT,
-            episodes=3,
-            seed=EVALUATION_SEED - 2,
-            disturbance=Disturbance(0),
-            path=tmp_path / "demos.hdf5",
-            progress=False,
-        )
+        collect(LIFT, episodes=3, seed=EVALUATION_SEED - 2, noise=0, path=tmp_path / "demos.hdf5", progress=False)
     with pytest.raises(ValueError, match=r"demos\.seed must be in 0\.\.99999: evaluation begins at 100000"):
         DemosConfig(seed=EVALUATION_SEED)
 
@@ -154,6 +147,15 @@ def test_one_file_per_settings(tmp_path):
     tasks = [replace(LIFT, absolute_actions=True), replace(LIFT, images={"agentview_image": 84})]
     paths = {demonstrations_path(LIFT, each) for each in other} | {demonstrations_path(task, config) for task in tasks}
     assert len(paths | {path}) == 6
+
+
+def test_another_expert_shows_other_demonstrations(tmp_path, monkeypatch):
+    config = DemosConfig(cache=str(tmp_path))
+    can = replace(LIFT, name="can")
+    before = [demonstrations_path(task, config) for task in (LIFT, replace(LIFT, name="lift_image"), can)]
+    monkeypatch.setitem(EXPERT_REVISIONS, "lift", 1)
+    after = [demonstrations_path(task, config) for task in (LIFT, replace(LIFT, name="lift_image"), can)]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True]
 
 
 def test_the_cache_is_where_it_is_told_to_be(monkeypatch, tmp_path):
@@ -198,7 +200,7 @@ def test_who_asks_second_waits_for_the_first(tmp_path, scribes):
 def lift(tmp_path_factory):
     pytest.importorskip("robosuite", reason="robosuite is not installed")
     path = tmp_path_factory.mktemp("lift") / "lift.hdf5"
-    collect(LIFT, episodes=2, seed=7, disturbance=Disturbance(0.25), path=path, progress=False)
+    collect(LIFT, episodes=2, seed=7, noise=0.25, path=path, progress=False)
     return path
 
 
@@ -281,7 +283,7 @@ def test_windows_of_the_recorded_file(lift, tmp_path):
 @pytest.mark.slow
 def test_two_simulators_record_what_one_does(lift, tmp_path):
     path = tmp_path / "two.hdf5"
-    collect(LIFT, episodes=2, seed=7, disturbance=Disturbance(0.25), path=path, workers=2, progress=False)
+    collect(LIFT, episodes=2, seed=7, noise=0.25, path=path, workers=2, progress=False)
     assert seeds_in(path) == seeds_in(lift)
     np.testing.assert_array_equal(actions_in(path), actions_in(lift))
 
@@ -294,7 +296,7 @@ def test_absolute_labels_are_the_poses_that_the_displacements_lead_to(lift, tmp_
 
     absolute = replace(LIFT, absolute_actions=True)
     path = tmp_path / "absolute.hdf5"
-    collect(absolute, episodes=2, seed=7, disturbance=Disturbance(0.25), path=path, progress=False)
+    collect(absolute, episodes=2, seed=7, noise=0.25, path=path, progress=False)
     environment = make_environment(absolute)
     with DemonstrationFile(path) as file, DemonstrationFile(lift) as plain:
         for episode, displaced in zip(file.episodes(), plain.episodes(), strict=True):
@@ -317,7 +319,7 @@ def test_pictures_are_recorded_and_can_be_made_from_states(lift, tmp_path):
 
     seeing = replace(LIFT, images={"agentview_image": 32})
     path, again = tmp_path / "seen.hdf5", tmp_path / "again.hdf5"
-    collect(seeing, episodes=1, seed=7, disturbance=Disturbance(0.25), path=path, progress=False)
+    collect(seeing, episodes=1, seed=7, noise=0.25, path=path, progress=False)
     config = DemosConfig(source="human", path=str(path), cache=str(tmp_path))
     frames = WindowDataset(load_demonstrations(seeing, config, horizon=16)).rows("agentview_image").numpy()
     steps = len(frames)

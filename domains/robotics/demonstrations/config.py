@@ -14,9 +14,8 @@ class DemosConfig:
 
     `episodes` and `seed` are of scripted ones: how many succeed, and the seed of the first; the next ones follow, below
     `EVALUATION_SEED`. Of human ones all are used. `noise`: standard deviation of the executed noise in half ranges of
-    the actions, `pushes`: probability that a push begins in a step (see `disturbance`); null for the task's.
-    `validation_episodes` are held out. `workers`: processes that collect. `cache`: folder of what was made or
-    downloaded, by default $DRIFTING_CACHE or ~/.cache/drifting/demonstrations.
+    the actions, null for the task's. `validation_episodes` are held out. `workers`: processes that collect. `cache`:
+    folder of what was made or downloaded, by default $DRIFTING_CACHE or ~/.cache/drifting/demonstrations.
     """
 
     source: str = "scripted"
@@ -24,7 +23,6 @@ class DemosConfig:
     episodes: int = 50
     seed: int = 0
     noise: float | None = None
-    pushes: float | None = None
     validation_episodes: int = 8
     workers: int = 1
     cache: str = ""
@@ -38,7 +36,5 @@ class DemosConfig:
         require(0 <= self.seed < EVALUATION_SEED, "demos.seed", below, self.seed)
         quiet = self.noise is None or 0 <= self.noise < float("inf")
         require(quiet, "demos.noise", "at least 0 and finite, or null for the task's", self.noise)
-        seldom = self.pushes is None or 0 <= self.pushes <= 1
-        require(seldom, "demos.pushes", "a probability, or null for the task's", self.pushes)
         require(self.validation_episodes >= 0, "demos.validation_episodes", "at least 0", self.validation_episodes)
         require(self.workers >= 1, "demos.workers", "at least 1", self.workers)

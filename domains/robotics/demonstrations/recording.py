@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from domains.robotics.demonstrations.disturbance import Disturbance
 from domains.robotics.demonstrations.episode import Episode
 from domains.robotics.demonstrations.schema import DemonstrationWriter
 from domains.robotics.environments import make_environment
@@ -25,16 +24,16 @@ NOISE = 1  # the noise of episode `seed` is drawn from (seed, NOISE): its number
 
 @dataclass
 class Recorder:
-    """Records attempts at `task` under a disturbance; makes its simulator at the first, in whatever process that is."""
+    """Records attempts at `task` with executed noise; makes its simulator at the first, in whatever process that is."""
 
     task: TaskConfig
-    disturbance: Disturbance
+    noise: float
     _environment: "gymnasium.Env | None" = None
     _expert: "Expert | None" = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings alone: a simulator stays in its process."""
-        return {"task": self.task, "disturbance": self.disturbance, "_environment": None, "_expert": None}
+        return {"task": self.task, "noise": self.noise, "_environment": None, "_expert": None}
 
     def record_into(self, folder: Path, seed: int) -> Path | None:
         """The file <folder>/<seed>.hdf5 of the attempt `seed`, or None if it fails; not repeated if it is there."""
@@ -49,11 +48,7 @@ class Recorder:
             self._environment = make_environment(replace(self.task, absolute_actions=False))
             self._expert = expert(self._environment)
         episode = record_episode(
-            self._environment,
-            self._expert,
-            seed=seed,
-            disturbance=self.disturbance,
-            absolute=self.task.absolute_actions,
+            self._environment, self._expert, seed=seed, noise=self.noise, absolute=self.task.absolute_actions
         )
         if episode is None:
             failure.touch()
@@ -69,21 +64,16 @@ class Recorder:
 
 
 def record_episode(
-    environment: "gymnasium.Env",
-    expert: "Expert",
-    *,
-    seed: int,
-    disturbance: Disturbance,
-    absolute: bool = False,
+    environment: "gymnasium.Env", expert: "Expert", *, seed: int, noise: float, absolute: bool = False
 ) -> Episode | None:
     """What the expert does in the episode `seed` until it succeeds; None if it does not in time.
 
-    The label is what the expert wants, what is executed is that plus the disturbance, clipped to the actions' range.
-    `absolute`: labels are the poses that the displacements lead to.
+    The label is what the expert wants, what is executed is that plus noise of standard deviation `noise` half ranges of
+    the actions, clipped to their range. `absolute`: labels are the poses that the displacements lead to.
     """
     space: Any = environment.action_space  # a box
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    disturbed = disturbance.episode(len(low), np.random.default_rng((seed, NOISE)))
+    draw = np.random.default_rng((seed, NOISE))
     simulator: Any = environment.unwrapped
     pose = simulator.absolute_action if absolute else np.copy
     observation, _ = environment.reset(seed=seed)
@@ -93,7 +83,7 @@ def record_episode(
     success = ended = False
     while not (success or ended):
         label = np.clip(np.asarray(expert.act(), np.float64), low, high)
-        action = np.clip(label + (high - low) / 2 * disturbed.step(), low, high)
+        action = np.clip(label + noise * (high - low) / 2 * draw.standard_normal(label.shape), low, high)
         states.append(simulator.get_state())
         labels.append(pose(label))
         executed.append(pose(action))

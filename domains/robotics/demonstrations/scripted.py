@@ -1,8 +1,8 @@
 """Demonstrations by scripted experts in the real simulator, made once and cached by their settings.
 
-What is executed is disturbed, so that the states around the expert's path are seen; what is written as the action is
-what the expert wanted in that state. Episode k has the seed `seed + k`, for the environment and for its noise: the
-file is the same for any number of processes, and an interrupted collection continues.
+What is executed is noisy, so that the states around the expert's path are seen; what is written as the action is what
+the expert wanted in that state. Episode k has the seed `seed + k`, for the environment and for its noise: the file is
+the same for any number of processes, and an interrupted collection continues.
 """
 
 import hashlib
@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from domains.robotics.demonstrations.cache import cache_folder, one_maker
 from domains.robotics.demonstrations.config import EVALUATION_SEED, DemosConfig
-from domains.robotics.demonstrations.disturbance import Disturbance
 from domains.robotics.demonstrations.episode import DemonstrationError
 from domains.robotics.demonstrations.recording import Recorder
 from domains.robotics.demonstrations.schema import DemonstrationFile, DemonstrationWriter
@@ -29,7 +28,7 @@ from domains.robotics.experts import EXPERT_REVISIONS, expert_name
 from domains.robotics.task import TaskConfig
 from drifting.training.atomic_file import replace_text
 
-REVISION = 2  # raise it when the same settings give other demonstrations of any task
+REVISION = 1  # raise it when the same settings give other demonstrations of every task
 PATIENCE = 10  # failures before the share of successes counts
 MASKED_OUT = 0.1  # share of the episodes in mask/valid of the file, for robomimic's tools
 
@@ -44,11 +43,12 @@ def scripted_demonstrations(task: TaskConfig, config: DemosConfig, *, progress: 
     path = demonstrations_path(task, config)
     with one_maker(path):
         if not path.exists():
+            noise = demonstration_noise(task, config)
             collect(
                 task,
                 episodes=config.episodes,
                 seed=config.seed,
-                disturbance=demonstration_disturbance(task, config),
+                noise=noise,
                 path=path,
                 workers=config.workers,
                 progress=progress,
@@ -59,23 +59,21 @@ def scripted_demonstrations(task: TaskConfig, config: DemosConfig, *, progress: 
 def demonstrations_path(task: TaskConfig, config: DemosConfig) -> Path:
     """<cache>/<task>-<hash of everything that determines the demonstrations>.hdf5."""
     facts = asdict(task)
-    del facts["demo_noise"], facts["demo_pushes"], facts["stages"]
+    del facts["demo_noise"], facts["stages"]
     made: dict[str, Any] = {"revision": revision(task), "episodes": config.episodes, "seed": config.seed}
-    made |= asdict(demonstration_disturbance(task, config))
+    made["noise"] = demonstration_noise(task, config)
     text = json.dumps({"task": facts, "demos": made}, sort_keys=True)
     return cache_folder(config.cache) / f"{task.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.hdf5"
 
 
-def demonstration_disturbance(task: TaskConfig, config: DemosConfig) -> Disturbance:
-    """What is executed on top of the expert's actions: the configuration's, the task's where it says nothing."""
-    noise = task.demo_noise if config.noise is None else config.noise
-    pushes = task.demo_pushes if config.pushes is None else config.pushes
-    return Disturbance(float(noise), float(pushes))
+def demonstration_noise(task: TaskConfig, config: DemosConfig) -> float:
+    """Standard deviation of the executed noise, in half ranges of the actions."""
+    return float(task.demo_noise if config.noise is None else config.noise)
 
 
-def revision(task: TaskConfig) -> list[int]:
-    """Of what makes the demonstrations: this package's and the expert's."""
-    return [REVISION, EXPERT_REVISIONS.get(expert_name(task.name), 1)]
+def revision(task: TaskConfig) -> int:
+    """Of what makes the demonstrations of a task: rises with this package's and with its expert's."""
+    return REVISION + EXPERT_REVISIONS.get(expert_name(task.name), 0)
 
 
 def collect(
@@ -83,7 +81,7 @@ def collect(
     *,
     episodes: int,
     seed: int,
-    disturbance: Disturbance,
+    noise: float,
     path: Path,
     workers: int = 1,
     progress: bool = True,
@@ -99,13 +97,13 @@ def collect(
     """
     folder = path.with_name(f".{path.name}.attempts")
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"task": asdict(task), **asdict(disturbance), "revision": revision(task)}
+    settings = {"task": asdict(task), "noise": noise, "revision": revision(task)}
     _same_settings(folder, settings)
     kept: list[Path] = []
     attempts = 0
     with (
         tqdm(total=episodes, desc=f"demonstrations of {task.name}", unit="episode", disable=not progress) as bar,
-        closing(_attempts(Recorder(task, disturbance), folder, range(seed, EVALUATION_SEED), workers)) as found,
+        closing(_attempts(Recorder(task, noise), folder, range(seed, EVALUATION_SEED), workers)) as found,
     ):
         for attempts, attempt in enumerate(found, start=1):
             if attempt is not None:
@@ -116,9 +114,8 @@ def collect(
                 break
     if len(kept) < episodes:
         raise DemonstrationError(
-            f"the expert of {task.name} succeeded in {len(kept)} of {attempts} episodes from seed {seed} on with "
-            f"{disturbance}, {episodes} were asked for. Lower demos.noise, demos.pushes or demos.episodes, or choose "
-            "another demos.seed"
+            f"the expert of {task.name} succeeded in {len(kept)} of {attempts} episodes from seed {seed} on with noise "
+            f"{noise:g}, {episodes} were asked for. Lower demos.noise or demos.episodes, or choose another demos.seed"
         )
     _assemble(kept, path, {"attempts": attempts, "failed": attempts - len(kept), "seed": seed, **settings})
     shutil.rmtree(folder)
@@ -128,8 +125,7 @@ def summary(path: Path) -> str:
     """Episodes, steps, size and success rate of a file that `collect` made, in one line."""
     with DemonstrationFile(path) as file:
         steps, attempts = int(file.data.attrs["total"]), file.collected["attempts"]
-        disturbance = Disturbance(file.collected["noise"], file.collected["pushes"])
-        rate = f"{len(file.names)} of {attempts} attempts succeeded with {disturbance}"
+        rate = f"{len(file.names)} of {attempts} attempts succeeded with noise {file.collected['noise']:g}"
         return f"{len(file.names)} episodes, {steps} steps, {path.stat().st_size / 1e6:.1f} MB, {rate}: {path}"
 
 
