@@ -183,10 +183,11 @@ def convergence(
     means = world.mean(own, weight)
     drift_rms = torch.stack([term.drift_rms for term in terms.values()]).mean(0)  # [T], over every rank already
     by_temperature = {f"drift_rms/{tau:g}": rms for tau, rms in zip(temperatures, drift_rms, strict=True)}
-    spread = means.pop("gen").sqrt() / means.pop("pos").sqrt().clamp(min=1e-6)
+    real = means.pop("pos").sqrt()  # 0 of a single positive, or of a feature that is constant: no ratio
+    spread = torch.where(real > 0, means.pop("gen").sqrt() / real, torch.nan)
     return by_temperature | {
         "drift_rms": drift_rms[max(range(len(temperatures)), key=temperatures.__getitem__)],  # at the largest
-        "spread": spread.mean(),
+        "spread": spread.nanmean(),
         **means,
     }
 

@@ -1,10 +1,15 @@
 """The curves of a run are read at a glance, however many features it drifts in."""
 
+import math
 import warnings
 
+import torch
 from PIL import Image
 
 from domains.imagenet.pictures import save_curves
+from domains.imagenet.train import convergence
+from drifting import DriftLoss
+from drifting.training.world import World
 
 
 def test_features_do_not_crowd_out_the_curves(tmp_path):
@@ -16,3 +21,17 @@ def test_features_do_not_crowd_out_the_curves(tmp_path):
             save_curves(tmp_path / f"{name}.png", [{"step": step} | line for step in (10, 20)])
     assert (tmp_path / "few.png").read_bytes() == (tmp_path / "many.png").read_bytes()
     assert Image.open(tmp_path / "many.png").size[0] > 1000
+
+
+def test_one_positive_has_no_spread_to_compare_with(tmp_path):
+    torch.manual_seed(0)
+    gen, one, many = torch.randn(3, 4, 2), torch.randn(3, 1, 2), torch.randn(3, 400, 2)
+    found = {}
+    for name, pos in {"one": one, "many": many}.items():
+        terms = {"pixels": DriftLoss().terms(gen, pos)}
+        found[name] = float(convergence(terms, [0.02, 0.05, 0.2], World(torch.device("cpu")), 1.0)["spread"])
+    assert math.isnan(found["one"])
+    assert 0.5 < found["many"] < 1.5
+    lines = [{"step": step, "drift_rms/0.05": 0.1, "spread": None, "grad_norm": 1.0} for step in (10, 20)]
+    save_curves(tmp_path / "curves.png", lines)
+    assert (tmp_path / "curves.png").exists()
