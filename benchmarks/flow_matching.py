@@ -10,6 +10,7 @@ by the report of `python -m domains.imagenet.evaluate`.
 """
 
 import json
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from domains.imagenet.pictures import save_comparison
 from domains.imagenet.sampling import load_generator
 from drifting.training.draws import stream
 from drifting.training.ema import Ema
+from drifting.training.errors import TrainingError
 from drifting.training.metrics_log import read_metrics
 from drifting.training.optimizer import build_optimizer, optimizer_step
 
@@ -101,7 +103,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="of training; default: the run's own")
     parser.add_argument("--samples", type=int, default=2000)
     arguments = parser.parse_args()
-    config, drifting, step = load_generator(arguments.run)
+    try:
+        config, drifting, step = load_generator(arguments.run)
+    except TrainingError as error:
+        sys.exit(f"error: {error}")
     if not isinstance(drifting, DiTGenerator) or config.tokenizer.kind != "none":
         parser.error("--run must be of a transformer on pixels")
     seconds = arguments.seconds or read_metrics(arguments.run)[-1]["seconds"]
