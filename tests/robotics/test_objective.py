@@ -5,6 +5,8 @@ from domains.robotics.config import DriftConfig
 from domains.robotics.objective import ChunkDriftLoss
 from drifting import DriftLoss, MeanShift
 
+TEMPERATURES = [0.1, 0.5]
+
 
 def chunks(count=3, generated=4, seed=0):
     rng = torch.Generator().manual_seed(seed)
@@ -18,17 +20,17 @@ def gradient(loss, gen):
 
 def test_a_chunk_is_one_vector():
     gen, pos = chunks()
-    ours = ChunkDriftLoss(DriftConfig(floor=0.0))(gen, pos)
-    theirs = DriftLoss(field=MeanShift(floor=0))(gen.flatten(2), pos.flatten(2))
+    ours = ChunkDriftLoss(DriftConfig(TEMPERATURES, floor=0.0))(gen, pos)
+    theirs = DriftLoss(TEMPERATURES, field=MeanShift(floor=0))(gen.flatten(2), pos.flatten(2))
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(gradient(ours, gen), gradient(theirs, gen))
 
 
 def test_timesteps_are_problems_of_one_batch():
     gen, pos = chunks()
-    ours = ChunkDriftLoss(DriftConfig(rows="timestep", floor=0.0))(gen, pos)
+    ours = ChunkDriftLoss(DriftConfig(TEMPERATURES, rows="timestep", floor=0.0))(gen, pos)
     rows = [torch.stack([x[b, :, t] for b in range(3) for t in range(5)]) for x in (gen, pos)]
-    theirs = DriftLoss(field=MeanShift(floor=0))(*rows)
+    theirs = DriftLoss(TEMPERATURES, field=MeanShift(floor=0))(*rows)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(gradient(ours, gen), gradient(theirs, gen))
 
