@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from domains.imagenet.conditioning import check_condition
-from domains.imagenet.generator import straight_through_clamp
+from domains.imagenet.small_generator import SmallGenerator, checked_range
 from drifting.training.config import require
 
 GROUP = 8  # channels that are normalised together
@@ -41,10 +40,7 @@ class ConvConfig:
         coarsest = self.patch * 2 ** (len(self.widths) - 1)
         expected = f"a multiple of {coarsest}, of the patch doubled once for each further grid"
         require(self.size % coarsest == 0, "generator.conv.size", expected, self.size)
-        if self.output_range is not None:
-            low, high = self.output_range  # YAML has lists only
-            require(low < high, "generator.conv.output_range", "[low, high] with low < high, or null", [low, high])
-            self.output_range = (low, high)
+        self.output_range = checked_range("generator.conv.output_range", self.output_range)
 
 
 class FilmNorm(nn.Module):
@@ -79,15 +75,15 @@ class ConvBlock(nn.Module):
         return self.shortcut(x) + self.conv2(F.silu(self.norm2(hidden, condition)))
 
 
-class ConvGenerator(nn.Module):
+class ConvGenerator(SmallGenerator):
     """Noise, label and guidance scale to a sample, in one pass."""
 
+    cfg: ConvConfig
+
     def __init__(self, cfg: ConvConfig) -> None:
-        super().__init__()
-        self.cfg = cfg
-        values, condition = cfg.channels * cfg.size**2, cfg.label_width + 1
+        super().__init__(cfg)
+        values, condition = cfg.channels * cfg.size**2, self.condition_width
         coarse = cfg.size // cfg.patch // 2 ** (len(cfg.widths) - 1)
-        self.classes = nn.Embedding(cfg.num_classes, cfg.label_width)
         self.enter = nn.Linear(values + condition, cfg.widths[0] * coarse**2)
         self.grid = (cfg.widths[0], coarse, coarse)
         self.blocks = nn.ModuleList(
@@ -96,30 +92,11 @@ class ConvGenerator(nn.Module):
         self.norm = FilmNorm(cfg.widths[-1], condition)
         self.head = nn.Conv2d(cfg.widths[-1], cfg.channels * cfg.patch**2, 3, padding=1)
 
-    def forward(self, noise: Tensor, labels: Tensor, alpha: Tensor) -> Tensor:
-        """One sample per noise.
-
-        Args:
-            noise: [K, C, H, W], standard normal, in the shape of the output.
-            labels: [K] int64.
-            alpha: [K] float, guidance scale; 1 is no guidance.
-
-        Returns:
-            [K, C, H, W], float32 under autocast as well.
-
-        Raises:
-            ValueError: a shape or dtype does not fit; on the CPU also a label or alpha outside its range.
-        """
-        expected = (len(labels), self.cfg.channels, self.cfg.size, self.cfg.size)
-        if noise.shape != expected:
-            raise ValueError(f"noise must be {list(expected)}, the shape of the output, got {tuple(noise.shape)}")
-        check_condition(labels, alpha, self.cfg.num_classes)
-        condition = torch.cat([self.classes(labels), alpha.log()[:, None]], dim=1)
-        hidden = self.enter(torch.cat([noise.flatten(1), condition], dim=1)).unflatten(1, self.grid)
+    def samples(self, noise: Tensor, condition: Tensor) -> Tensor:
+        """noise [K, C H W], condition [K, D] -> [K, C, H, W]."""
+        hidden = self.enter(torch.cat([noise, condition], dim=1)).unflatten(1, self.grid)
         for place, block in enumerate(self.blocks):
             if place:
                 hidden = F.interpolate(hidden, scale_factor=2.0, mode="nearest")
             hidden = block(hidden, condition)
-        patches = self.head(F.silu(self.norm(hidden, condition))).float()
-        samples = F.pixel_shuffle(patches, self.cfg.patch)
-        return samples if self.cfg.output_range is None else straight_through_clamp(samples, *self.cfg.output_range)
+        return F.pixel_shuffle(self.head(F.silu(self.norm(hidden, condition))).float(), self.cfg.patch)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from domains.imagenet.conditioning import check_condition
-from domains.imagenet.generator import straight_through_clamp
+from domains.imagenet.small_generator import SmallGenerator, checked_range
 from drifting.training.config import require
 
 
@@ -28,44 +27,24 @@ class MlpConfig:
     def __post_init__(self) -> None:
         for name in ("channels", "size", "num_classes", "hidden", "depth", "label_width"):
             require(getattr(self, name) >= 1, f"generator.mlp.{name}", "at least 1", getattr(self, name))
-        if self.output_range is not None:
-            low, high = self.output_range  # YAML has lists only
-            require(low < high, "generator.mlp.output_range", "[low, high] with low < high, or null", [low, high])
-            self.output_range = (low, high)
+        self.output_range = checked_range("generator.mlp.output_range", self.output_range)
 
 
-class MlpGenerator(nn.Module):
+class MlpGenerator(SmallGenerator):
     """Noise, label and guidance scale to a sample, in one pass."""
 
+    cfg: MlpConfig
+
     def __init__(self, cfg: MlpConfig) -> None:
-        super().__init__()
-        self.cfg = cfg
+        super().__init__(cfg)
         values = cfg.channels * cfg.size**2
-        self.classes = nn.Embedding(cfg.num_classes, cfg.label_width)
-        layers: list[nn.Module] = [nn.Linear(values + cfg.label_width + 1, cfg.hidden)]
+        layers: list[nn.Module] = [nn.Linear(values + self.condition_width, cfg.hidden)]
         for _ in range(cfg.depth):
             layers += [nn.LayerNorm(cfg.hidden), nn.SiLU(), nn.Linear(cfg.hidden, cfg.hidden)]
         layers += [nn.LayerNorm(cfg.hidden), nn.SiLU(), nn.Linear(cfg.hidden, values)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, noise: Tensor, labels: Tensor, alpha: Tensor) -> Tensor:
-        """One sample per noise.
-
-        Args:
-            noise: [K, C, H, W], standard normal, in the shape of the output.
-            labels: [K] int64.
-            alpha: [K] float, guidance scale; 1 is no guidance.
-
-        Returns:
-            [K, C, H, W], float32 under autocast as well.
-
-        Raises:
-            ValueError: a shape or dtype does not fit; on the CPU also a label or alpha outside its range.
-        """
-        expected = (len(labels), self.cfg.channels, self.cfg.size, self.cfg.size)
-        if noise.shape != expected:
-            raise ValueError(f"noise must be {list(expected)}, the shape of the output, got {tuple(noise.shape)}")
-        check_condition(labels, alpha, self.cfg.num_classes)
-        condition = [self.classes(labels), alpha.log()[:, None]]
-        samples = self.layers(torch.cat([noise.flatten(1), *condition], dim=1)).float().view_as(noise)
-        return samples if self.cfg.output_range is None else straight_through_clamp(samples, *self.cfg.output_range)
+    def samples(self, noise: Tensor, condition: Tensor) -> Tensor:
+        """noise [K, C H W], condition [K, D] -> [K, C, H, W]."""
+        cfg = self.cfg
+        return self.layers(torch.cat([noise, condition], dim=1)).view(-1, cfg.channels, cfg.size, cfg.size)
