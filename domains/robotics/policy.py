@@ -18,6 +18,7 @@ from domains.robotics.chunk_policy import ChunkPolicy, Randomness, StepLoss, dra
 from domains.robotics.config import DriftConfig, PolicyConfig
 from domains.robotics.objective import ChunkDriftLoss
 from domains.robotics.task import TaskConfig
+from drifting import DriftTerms
 
 
 class DriftingPolicy(ChunkPolicy):
@@ -54,13 +55,32 @@ class DriftingPolicy(ChunkPolicy):
         with_figures: bool = False,
     ) -> StepLoss:
         """The drifting loss of G generated chunks against the expert's, and its neighbours'."""
+        if not with_figures:
+            return StepLoss(self.objective(*self.drifting(observations, actions, draws, neighbours)))
+        terms = self.terms(observations, actions, draws, neighbours)
+        return StepLoss(terms.loss.mean(), self.objective.figures(terms))
+
+    def terms(
+        self,
+        observations: Mapping[str, Tensor],
+        actions: Tensor,
+        draws: Mapping[str, Tensor],
+        neighbours: Tensor | None = None,
+    ) -> DriftTerms:
+        """Loss per problem and diagnostics of the same step."""
+        return self.objective.terms(*self.drifting(observations, actions, draws, neighbours))
+
+    def drifting(
+        self,
+        observations: Mapping[str, Tensor],
+        actions: Tensor,
+        draws: Mapping[str, Tensor],
+        neighbours: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What drifts, normalised: generated chunks [B, G, H, A], and the expert's and its neighbours' [B, P, H, A]."""
         positives = actions[:, None] if neighbours is None else torch.cat([actions[:, None], neighbours], dim=1)
         condition = self.observations(observations, draws.get("crops"))
-        gen, pos = self.one_pass(draws["noise"], condition), self.actions.encode(positives)
-        if not with_figures:
-            return StepLoss(self.objective(gen, pos))
-        terms = self.objective.terms(gen, pos)
-        return StepLoss(terms.loss.mean(), self.objective.figures(terms))
+        return self.one_pass(draws["noise"], condition), self.actions.encode(positives)
 
     def generate(self, condition: Tensor, num: int, generator: Randomness) -> Tensor:
         """Normalised chunks [B, num, H, A] for conditions [B, C], by one call of the network."""

@@ -11,16 +11,20 @@ at the end, policy/ for `load_policy`.
 
 import os
 import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from domains.robotics.batches import StepBatches
+from domains.robotics.batches import StepBatch, StepBatches
 from domains.robotics.chunk_policy import ChunkPolicy, StepLoss
 from domains.robotics.config import CONFIGS, RoboticsConfig
 from domains.robotics.default_experiment import with_experiment
 from domains.robotics.held_out import held_out_figures
+from domains.robotics.policy import DriftingPolicy
 from domains.robotics.policy_kinds import build_policy
 from domains.robotics.training_data import TrainingData, find_neighbours, fit_normalizers, load_windows
 from drifting.training.checkpoint import Checkpoint, load_average
@@ -30,6 +34,7 @@ from drifting.training.ema import Ema
 from drifting.training.errors import ConfigError
 from drifting.training.launch import prepare
 from drifting.training.launcher import read_placement
+from drifting.training.nonfinite_report import naming_features
 from drifting.training.optimizer import build_optimizer, optimizer_step
 from drifting.training.parallelize import parallelize
 from drifting.training.random import seed_everything
@@ -83,7 +88,7 @@ def main(config: RoboticsConfig) -> None:
                     batch.observations, batch.actions, draws, batch.neighbours, with_figures=logged
                 )
             loss, progress = result.loss * weight, {"step": state.step, "total_steps": steps}
-            with telemetry.region("backward"):
+            with telemetry.region("backward"), naming_what_drifts(policy, batch, draws, config):
                 grad_norm = optimizer_step(loss, policy, optimizer, config.optim, **progress)
             ema.update(policy)
             state.step += 1
@@ -134,6 +139,16 @@ def own_draws(policy: ChunkPolicy, config: RoboticsConfig, world: World, step: i
     """Of the random numbers that belong to the step, this rank's part."""
     whole = policy.draw(config.batch.size, stream(config.run.seed, "noise", step, device=world.device))
     return {name: values[world.own(config.batch.size)] for name, values in whole.items()}
+
+
+def naming_what_drifts(
+    policy: ChunkPolicy, batch: StepBatch, draws: Mapping[str, Tensor], config: RoboticsConfig
+) -> AbstractContextManager[None]:
+    """A step that is not finite says whether the policy's actions or the demonstrations' are, and on which rank."""
+    if not isinstance(policy, DriftingPolicy):
+        return nullcontext()
+    terms = partial(policy.terms, batch.observations, batch.actions, draws, batch.neighbours)
+    return naming_features(lambda: [{"actions": terms()}], config.drift.temperatures)
 
 
 def play(config: RoboticsConfig, run_dir: Path) -> None:

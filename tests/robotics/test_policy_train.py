@@ -25,7 +25,7 @@ from domains.robotics.policy_kinds import load_policy
 from domains.robotics.task import TaskConfig
 from drifting.training.checkpoint_file import checkpoint_paths
 from drifting.training.config import CheckpointConfig, EmaConfig, LogConfig, OptimConfig, ParallelConfig, RunConfig
-from drifting.training.errors import ConfigError
+from drifting.training.errors import ConfigError, NonFiniteError
 from drifting.training.metrics_log import read_metrics
 
 CHECKOUT = Path(__file__).parents[2]
@@ -82,6 +82,23 @@ def trained_figures(line):
 
 def weights(run_dir):
     return load_policy(run_dir / "policy").state_dict()
+
+
+@pytest.mark.parametrize("kind", ["drifting", "diffusion"])
+def test_a_spoilt_action_stops_the_run_at_its_step_and_says_whose_it_is(tmp_path, demos, monkeypatch, kind):
+    draw = train.StepBatches.draw
+
+    def spoilt(batches, step):
+        batch = draw(batches, step)
+        batch.actions[-1, 0, 0] = torch.nan if step == 2 else batch.actions[-1, 0, 0]
+        return batch
+
+    monkeypatch.setattr(train.StepBatches, "draw", spoilt)
+    policy = small_config(noise_dim=2) if kind == "drifting" else small_config(kind="diffusion")
+    config = configured(tmp_path, demos, policy=policy, log=LogConfig(every=4))  # no terms are computed at that step
+    named = r".*Not finite: feature actions \(all temperatures\), from positive features on rank 0"
+    with pytest.raises(NonFiniteError, match=r"^step 2: the loss" + (named if kind == "drifting" else "")):
+        trained(config)
 
 
 def test_a_run_writes_figures_checkpoints_and_a_policy(tmp_path, demos):
