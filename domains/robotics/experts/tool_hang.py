@@ -15,13 +15,16 @@ TRAVEL = 1.22  # height of the hand over everything that stands
 GRIP = np.array([0.04375, 0.0, 0.0525])  # in the frame's axes
 PRONG = np.array([-0.04375, 0.0, 0.1])  # the hook's end, in the frame's axes
 APPROACH = np.deg2rad(-110)  # where the hand points while the frame stands; straight ahead a joint is at its end
-LIPS = 0.02  # of the tip above the hole, while it is brought over it
-OVER_HOLE, IN_HOLE = 0.003, 0.005  # of tip or rod from the hole's axis; the hole is 10 mm wide, the rod 7.5
+NEARER = 0.2  # to the robot, before the hand is turned down again: where it let go of the frame, the arm would stretch
+FUNNEL = 5.0  # metres higher per metre aside, where something goes into or around something
+LIPS = 0.02  # the highest of it: of the tip above the hole, of the ring above the hook
+OVER_HOLE, IN_HOLE = 0.0035, 0.005  # of tip or rod from the hole's axis; the hole is 10 mm wide, the rod 7.5
 DEEPER = 0.0075  # at a time: more, and the push down outweighs the correction sideways
-OVER_HOOK = 0.004  # of the ring's middle from the hook's axis; the ring is 21 mm wide inside, the hook 7.5
+OVER_HOOK = 0.005  # of the ring's middle from the hook's axis; the ring is 21 mm wide inside, the hook 7.5
+THREADED = 0.006  # below the hook's end the ring is around it,
+AROUND, INWARD = 0.013, 0.004  # and so far below and towards the rod it slides on to the bar
 BASE = 0.005  # half the thickness of the stand's plate, on which the tip arrives
-PITCH, HANGING = np.deg2rad(25), np.deg2rad(60)  # of the handle below the horizon: over the hook, and let go
-TILT = np.deg2rad(10)  # at a time
+PITCH = np.deg2rad(35)  # of the handle below the horizon: level it rests on the hook's end, steep it does not go over
 SLIPPED = 0.05
 UP = np.array([0.0, 0.0, 1.0])
 
@@ -50,10 +53,15 @@ class ToolHangExpert(ArmExpert):
         mouth = self.mouth()
         for motion in (
             self.carry(lambda: self.tip, lifted, within=0.03, angle_within=0.5, speed=0.5, turn=0.3),
-            self.carry(lambda: self.tip, Pose(mouth + 0.08 * UP, upright), within=0.02, turn=0.3, patience=120),
-            self.carry(lambda: self.tip, Pose(mouth + LIPS * UP, upright), within=0.002, angle_within=0.05, speed=0.3,
-                       settle=2),
-        ):  # fmt: skip
+            self.carry(
+                lambda: self.tip,
+                Pose(mouth + 0.08 * UP, upright),
+                within=0.02,
+                angle_within=0.05,
+                turn=0.3,
+                patience=120,
+            ),
+        ):
             yield from self.while_held(motion, self.grip, SLIPPED)
         assembled = self.environment.simulator._check_frame_assembled
         while not assembled() and np.linalg.norm(self.hand.position - self.grip()) < SLIPPED:
@@ -67,9 +75,10 @@ class ToolHangExpert(ArmExpert):
         yield from self.back_off(0.1, within=0.03, speed=0.5)
 
     def hang(self) -> Iterator[np.ndarray]:
-        """Grasp the tool, bring its ring over the hook, lower and tilt it, let go."""
-        aside = self.hand.position
-        yield from self.move(Pose(np.array([*aside[:2], TRAVEL]), NEUTRAL), OPEN, within=0.05, angle_within=0.3)
+        """Grasp the tool, bring its ring over and around the hook, let go: it slides on to the bar."""
+        nearer = self.hand.position - [NEARER, 0, 0]
+        above = Pose(np.array([*nearer[:2], TRAVEL]), NEUTRAL)
+        yield from self.move(above, OPEN, within=0.05, angle_within=0.3, turn=0.3)
         over = self.tool_grasp()
         yield from self.move(over.at([*over.position[:2], TRAVEL]), OPEN, within=0.05, angle_within=0.2)
         yield from self.move(lambda: self.tool_grasp().raised(HOVER), OPEN, within=0.02)
@@ -77,18 +86,15 @@ class ToolHangExpert(ArmExpert):
         yield from self.close(self.tool_grasp)
         raised = self.ring
         raised = raised.at([*raised.position[:2], TRAVEL - 0.02])
-        prong = self.prong
         for motion in (
             self.carry(lambda: self.ring, raised, within=0.03, angle_within=0.5, speed=0.5, turn=0.3),
-            self.carry(lambda: self.ring, self.hung(PITCH, prong + 0.06 * UP), within=0.02, turn=0.3, patience=120),
-            self.carry(lambda: self.ring, lambda: self.hung(PITCH, self.prong + 0.015 * UP), within=0.003,
-                       angle_within=0.07, speed=0.3, turn=0.3, settle=2),
-            self.carry(lambda: self.ring, self.threading, within=0.003, speed=0.3, patience=60),
-            self.carry(lambda: self.ring, self.tilting, within=0.003, angle_within=0.1, speed=0.2, turn=0.2),
-        ):  # fmt: skip
+            self.carry(lambda: self.ring, self.hung(self.prong + 0.06 * UP), within=0.02, turn=0.3, patience=120),
+            self.carry(lambda: self.ring, self.lowered_ring, within=0.002, speed=0.3, turn=0.3),
+        ):
             yield from self.while_held(motion, lambda: self.tool.position, SLIPPED)
         yield from self.release(10)
-        yield from self.back_off(0.08, within=0.03, speed=0.5)
+        if not self.environment.simulator._check_success():
+            yield from self.back_off(0.08, within=0.03, speed=0.5)
 
     @property
     def frame(self) -> Pose:
@@ -147,37 +153,29 @@ class ToolHangExpert(ArmExpert):
         """The next place of the tip: deeper while the rod is in the hole, or over it; else up again beside it."""
         mouth, tip, floor = self.mouth(), self.tip, self.geom("stand_base")[2] + BASE
         depth = mouth[2] - tip.position[2]
-        at_mouth = tip.position + max(depth, 0.0) * tip.rotation[:, 2]
-        if _aside(at_mouth, mouth) < (IN_HOLE if depth > 0 else OVER_HOLE):
+        aside = _aside(tip.position + max(depth, 0.0) * tip.rotation[:, 2], mouth)
+        if depth <= 0:
+            height = np.clip(FUNNEL * (aside - OVER_HOLE), -DEEPER, LIPS)
+            return Pose(mouth + height * UP, upright)
+        if aside < IN_HOLE:
             return Pose(np.array([*mouth[:2], max(floor, tip.position[2] - DEEPER)]), upright)
-        beside = tip.position if depth > 0 else mouth
-        return Pose(np.array([*beside[:2], mouth[2] + LIPS]), upright)
+        return Pose(np.array([*tip.position[:2], mouth[2] + LIPS]), upright)
 
-    def hung(self, pitch: float, ring: np.ndarray) -> Pose:
-        """The tool's ring at a place, its handle away from the rod and `pitch` below the horizon."""
+    def hung(self, ring: np.ndarray) -> Pose:
+        """The tool's ring at a place, its handle away from the rod and `PITCH` below the horizon."""
         out = self.outward
-        x, y = np.cos(pitch) * out - np.sin(pitch) * UP, np.cross(UP, out)
+        x, y = np.cos(PITCH) * out - np.sin(PITCH) * UP, np.cross(UP, out)
         return Pose(ring, np.stack([x, y, np.cross(x, y)], axis=1))
 
-    def threaded(self, pitch: float) -> Pose:
-        """The ring around the hook, where at this pitch it touches neither hook nor bar.
+    def lowered_ring(self) -> Pose:
+        """The next place of the ring: the lower the nearer it is to the hook's axis, and around it towards the rod.
 
-        Upright the hook goes through its middle; with the handle down, the corner of hook and bar does.
+        A function of the poses without a jump, like `lowered`: what decides by a threshold a policy learns as its mean.
         """
-        done = (pitch - PITCH) / (HANGING - PITCH)
-        return self.hung(pitch, self.prong - 0.004 * done * self.outward - (0.006 + 0.007 * done) * UP)
-
-    def threading(self) -> Pose:
-        """Down over the hook if the ring is straight above it, or around it already; else over it."""
-        around = self.ring.position[2] < self.prong[2] + 0.002
-        if around or _aside(self.ring.position, self.prong) < OVER_HOOK:
-            return self.threaded(PITCH)
-        return self.hung(PITCH, self.prong + 0.015 * UP)
-
-    def tilting(self) -> Pose:
-        """A little further down with the handle."""
-        pitch = np.arcsin(np.clip(-self.tool.rotation[2, 0], -1, 1))
-        return self.threaded(float(np.clip(pitch + TILT, PITCH, HANGING)))
+        depth = self.prong[2] - self.ring.position[2]
+        axis = self.prong - INWARD * np.clip(depth / THREADED, 0, 1) * self.outward
+        aside = _aside(self.ring.position, axis)
+        return self.hung(axis + np.clip(FUNNEL * (aside - OVER_HOOK), -AROUND, LIPS) * UP)
 
     @property
     def outward(self) -> np.ndarray:
