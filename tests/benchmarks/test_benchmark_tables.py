@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import ablations, policies
+from benchmarks import ablations, learning_curve, policies
 
 
 def eval_log(score, latency):
@@ -86,3 +86,19 @@ def test_every_ablation_changes_one_thing_from_its_reference():
     for name, ablation in ablations.ABLATIONS.items():
         settings = {(variant.settings, variant.encoder) for variant in ablation.variants}
         assert len(settings) == len(ablation.variants), name
+
+
+def test_a_learning_curve_pairs_what_was_played_with_the_held_out_figures_of_that_step(capsys):
+    metrics = [{"step": step, "held_out/es": 1 / step, "held_out/ssr": 0.9} for step in (1, 2, 4)]
+    metrics.insert(1, {"step": 2, "loss": 3.0})  # a step may have two lines
+    log = {"checkpoints": [{"step": 2, "mean_score": 0.5}, {"step": 4, "mean_score": 1.0}]}
+    points = learning_curve.points_of(log, metrics)
+    assert points == [
+        {"step": 2, "score": 0.5, "es": 0.5, "ssr": 0.9},
+        {"step": 4, "score": 1.0, "es": 0.25, "ssr": 0.9},
+    ]
+    other = [point | {"score": point["score"] - 0.5} for point in points]
+    learning_curve.print_curves([points, other])
+    first, last = capsys.readouterr().out.splitlines()[1:]
+    assert "0.250 +- 0.354" in first and "0.50 0.00" in first
+    assert "0.750 +- 0.354" in last and "1.00 0.50" in last

@@ -11,6 +11,7 @@ pytest.importorskip("robosuite")
 
 from domains.robotics.environments import make_environment
 from domains.robotics.experts.servo import NEUTRAL, Pose, about, angle, distance, from_above, nearest, turned
+from domains.robotics.experts.tool_hang import AROUND, INWARD, LIPS, THREADED, ToolHangExpert
 
 
 def show(name, seeds, *, noise):
@@ -99,3 +100,28 @@ def test_a_hand_from_above_points_down_and_closes_along_what_was_asked():
     assert np.linalg.det(hand) == pytest.approx(1)
     turns = [about([0, 0, 1], radians) @ NEUTRAL for radians in (0.5, -0.2, 3.0)]
     assert turned(nearest(turns, NEUTRAL), NEUTRAL) == pytest.approx(0.2)
+
+
+class PlacedTool(ToolHangExpert):
+    """The expert of ToolHang in a scene of two points: the ring, and the hook's end at the origin."""
+
+    prong, outward, ring = np.zeros(3), np.array([0.0, 1.0, 0.0]), Pose(np.zeros(3), np.eye(3))
+
+    def __init__(self):
+        pass
+
+
+def test_the_ring_is_led_around_the_hook_without_a_jump():
+    expert = PlacedTool()
+
+    def goal(*ring):
+        expert.ring = Pose(np.array(ring), np.eye(3))
+        return expert.lowered_ring().position
+
+    assert goal(0.03, 0.0, 0.05) == pytest.approx([0, 0, LIPS])  # far off: above it
+    assert goal(0.0, 0.0, 0.05) == pytest.approx([0, 0, -AROUND])  # above it: down
+    assert goal(0.0, -INWARD, -THREADED) == pytest.approx([0, -INWARD, -AROUND])  # around it: to where it slides on
+    assert goal(0.03, 0.0, -THREADED)[2] == pytest.approx(LIPS)  # below, beside it: up again
+    path = np.linspace([0.03, 0.0, 0.05], [0.0, 0.0, -AROUND], 2000)  # in steps of 0.035 mm
+    steps = np.diff([goal(*ring) for ring in path], axis=0)
+    assert np.linalg.norm(steps, axis=1).max() < 3e-4
