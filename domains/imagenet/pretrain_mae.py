@@ -23,7 +23,6 @@ from domains.imagenet.training_batches import TrainingBatches
 from drifting.training.atomic_file import replace_text
 from drifting.training.checkpoint import Checkpoint
 from drifting.training.command_line import command
-from drifting.training.config import ParallelConfig
 from drifting.training.draws import stream
 from drifting.training.ema import Ema
 from drifting.training.errors import ConfigError
@@ -40,8 +39,8 @@ from drifting.training.telemetry import Telemetry
 @command(MaeTrainingConfig, "mae", configs=CONFIGS)
 def main(config: MaeTrainingConfig) -> None:
     """Train, checkpoint, and report what held-out images say."""
+    config.parallel.refuse_sharing("in pre-training: an auto-encoder has no drifting problems")
     world = prepare(config.run, config.parallel)
-    refuse_sharing(config.parallel)
     own, weight = world.own(config.batch, "batch"), world.weight(config.batch)
     refuse_missing(missing_data(config.data) + missing_held_out(config.data))
     data, held_out = load_training_data(config.data), held_out_data(config.data)
@@ -131,13 +130,6 @@ def check_fits(mae: MaeConfig, data: ImageData) -> None:
             f"mae.num_classes must be {len(data.classes)}, the classes of the data, or 0 for no head, "
             f"got {mae.num_classes}"
         )
-
-
-def refuse_sharing(parallel: ParallelConfig) -> None:
-    """Raise ConfigError for what belongs to drifting problems: an auto-encoder's batch is cut by ranks alone."""
-    for key in ("shard_generated", "parts"):
-        if getattr(parallel, key) != 1:
-            raise ConfigError(f"parallel.{key} must be 1 in pre-training, got {getattr(parallel, key)}")
 
 
 def draw_mask(config: MaeTrainingConfig, step: int, images: torch.Tensor) -> torch.Tensor:

@@ -98,5 +98,3 @@ class TokenizerTrainingConfig:
         require(self.crop >= 0 and self.crop % step == 0, "crop", f"a multiple of {step}, or 0 for none", self.crop)
         require(self.edge_weight >= 0, "edge_weight", "at least 0", self.edge_weight)
         require(self.kl_weight >= 0, "kl_weight", "at least 0", self.kl_weight)
-        cut_by_ranks = self.parallel.shard_generated == 1 and self.parallel.parts == 1
-        require(cut_by_ranks, "parallel.shard_generated and parallel.parts", "1: a batch is cut by ranks alone", "more")

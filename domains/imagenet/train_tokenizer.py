@@ -48,6 +48,7 @@ MEASURED_IMAGES = 2000  # training images for scale and shift
 @command(TokenizerTrainingConfig, "tokenizer", configs=CONFIGS)
 def main(config: TokenizerTrainingConfig) -> None:
     """Train, checkpoint, measure, and save the tokenizer."""
+    config.parallel.refuse_sharing("for a tokenizer: an autoencoder has no drifting problems")
     world = prepare(config.run, config.parallel)
     own, weight = world.own(config.batch, "batch"), world.weight(config.batch)
     refuse_missing(missing_data(config.data) + missing_held_out(config.data))

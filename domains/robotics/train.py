@@ -126,9 +126,7 @@ def check_fits(config: RoboticsConfig, world: World) -> None:
         raise ConfigError(
             f"parallel.mode must be single or ddp, got {config.parallel.mode}: a policy's weights fit on every rank"
         )
-    for key, given in (("shard_generated", world.shard_generated), ("parts", config.parallel.parts)):
-        if given != 1:
-            raise ConfigError(f"parallel.{key} must be 1 for robot policies, whose samples are small, got {given}")
+    config.parallel.refuse_sharing("for robot policies, whose samples are small")
     if config.drift.neighbours and config.policy.kind == "diffusion":
         raise ConfigError("drift.neighbours must be 0 with policy.kind=diffusion: they belong to the drifting loss")
     if config.drift.neighbours and not config.task.observations:

@@ -89,6 +89,12 @@ class ParallelConfig:
         require(self.precision in PRECISIONS, "parallel.precision", " or ".join(PRECISIONS), self.precision)
         require(0 < self.timeout < math.inf, "parallel.timeout", "positive and finite, in seconds", self.timeout)
 
+    def refuse_sharing(self, why: str) -> None:
+        """ConfigError where ranks shall share or cut a drifting problem, of a command that cuts its batch alone."""
+        for key in ("shard_generated", "parts"):
+            if getattr(self, key) != 1:
+                raise ConfigError(f"parallel.{key} must be 1 {why}, got {getattr(self, key)}")
+
 
 @dataclass
 class OptimConfig:

@@ -129,6 +129,13 @@ def test_an_auto_encoder_of_other_samples_is_refused_before_the_run(tmp_path, fo
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("key", ["shard_generated", "parts"])
+def test_ranks_that_shall_share_a_drifting_problem_are_refused(tmp_path, folders, key):
+    with pytest.raises(ConfigError, match=rf"parallel\.{key} must be 1 in pre-training: .*, got 2"):
+        run(config(tmp_path / "runs", folders, parallel={key: 2}))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_data_that_are_not_there_are_listed(tmp_path, folders):
     absent = {"path": str(tmp_path / "no"), "validation": str(tmp_path / "nothing")}
     with pytest.raises(ConfigError, match=r"(?s)2 things are missing.*data\.path: .*/no.*data\.validation: .*/nothing"):

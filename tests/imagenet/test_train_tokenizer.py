@@ -138,7 +138,7 @@ def test_random_squares_are_parts_of_their_images_everywhere():
             r"sides divisible by 32, got 16 x 16",
         ),
         ({"data": {"kind": "digits"}}, ValueError, r"data\.kind must be folder or pixels"),
-        ({"parallel": {"parts": 2}}, ValueError, r"parallel\.parts"),
+        ({"parallel": {"parts": 2}}, ConfigError, r"parallel\.parts must be 1 for a tokenizer"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused_before_the_run(tmp_path, data, changes, error, message):
