@@ -124,7 +124,8 @@ class PolicyConfig:
 
     A window has `horizon` action steps; its first `observation_steps` are those of the observations, and the policy
     executes `action_steps` from the last of them on. `noise_dim`: numbers that a drifting policy draws per chunk,
-    lifted to the chunk's shape by a linear map; 0 draws noise of the chunk's shape.
+    lifted to the chunk's shape by a linear map; 0 draws noise of the chunk's shape. `octaves`: sines of each
+    low-dimensional number that the network sees beside it, see `observations`; where a task wants precision.
     """
 
     kind: str = "drifting"
@@ -133,6 +134,7 @@ class PolicyConfig:
     action_steps: int = 8
     net: str = "unet"
     noise_dim: int = 0
+    octaves: int = 0
     unet: UnetConfig = field(default_factory=UnetConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     mlp: MlpConfig = field(default_factory=MlpConfig)
@@ -148,6 +150,8 @@ class PolicyConfig:
         expected = f"at most horizon - observation_steps + 1 = {longest}"
         require(self.action_steps <= longest, "policy.action_steps", expected, self.action_steps)
         require(self.noise_dim >= 0, "policy.noise_dim", "at least 1, or 0 for the chunk's shape", self.noise_dim)
+        # Beyond 2^16 float32 has no digits left of the angle.
+        require(0 <= self.octaves <= 16, "policy.octaves", "in 0..16", self.octaves)
         halved = 2 ** (len(self.unet.down_dims) - 1)
         fits = self.net != "unet" or self.horizon % halved == 0
         require(fits, "policy.horizon", f"a multiple of {halved} for {len(self.unet.down_dims)} levels", self.horizon)

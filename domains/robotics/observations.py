@@ -1,8 +1,9 @@
 """What a policy is told: low-dimensional observations and camera images of To steps, as one vector per observation.
 
-Shapes: B observations, To steps, O low-dimensional numbers of one step, C numbers of the condition.
+Shapes: B observations, To steps, O low-dimensional numbers of one step, F octaves, C numbers of the condition.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -14,15 +15,15 @@ from domains.robotics.task import TaskConfig
 
 
 class ObservationEncoder(nn.Module):
-    """Observations by key to conditions [B, C], C = To (O + cameras x features).
+    """Observations by key to conditions [B, C], C = To ((1 + F) O + cameras x features).
 
-    Low-dimensional keys are normalised and put side by side, in the order of the task. Every camera has an encoder of
-    its own (see `cameras`), trained with the policy.
+    Low-dimensional keys are normalised and put side by side, in the order of the task; their octaves follow. Every
+    camera has an encoder of its own (see `cameras`), trained with the policy.
     """
 
     def __init__(self, task: TaskConfig, config: PolicyConfig) -> None:
         super().__init__()
-        self.steps = config.observation_steps
+        self.steps, self.octaves = config.observation_steps, config.octaves
         self.widths = dict(task.observations)
         self.images = dict(task.images)
         self.normalizer = Normalizer(task.observation_dim) if self.widths else None
@@ -31,7 +32,8 @@ class ObservationEncoder(nn.Module):
             from domains.robotics.cameras import CameraEncoder
 
             self.cameras[key] = CameraEncoder(side, config.image)
-        self.dim = self.steps * (task.observation_dim + len(self.images) * config.image.features)
+        low = (1 + self.octaves) * task.observation_dim
+        self.dim = self.steps * (low + len(self.images) * config.image.features)
 
     def fit(self, observations: Mapping[str, Tensor]) -> None:
         """Take the bounds of the demonstrations' low-dimensional observations {key: [..., width]}; images have none."""
@@ -50,7 +52,10 @@ class ObservationEncoder(nn.Module):
         Raises:
             ValueError: a missing key, or an observation of another shape.
         """
-        parts = [self.low_dimensional(observations)] if self.normalizer is not None else []
+        parts = []
+        if self.normalizer is not None:
+            low = self.low_dimensional(observations)
+            parts = [low, *octaves(low, self.octaves)]
         self._check_steps(observations, self.images)
         for index, (key, encoder) in enumerate(self.cameras.items()):
             where = None if crops is None else crops[:, :, index].flatten(0, 1)
@@ -80,3 +85,12 @@ class ObservationEncoder(nn.Module):
             shape = observations[key].shape
             if len(shape) < 3 or shape[1] != self.steps:
                 raise ValueError(f"observation {key!r} must be [B, {self.steps}, ...], got {tuple(shape)}")
+
+
+def octaves(x: Tensor, count: int) -> list[Tensor]:
+    """sin(2^k pi x), k = 1 ... count, each as x (Fourier features, Tancik et al., arXiv 2006.10739).
+
+    Of x in [-1, 1] the k-th tells apart what differs by 2^-k: millimetres, where a network that is given x alone learns
+    to answer centimetres first.
+    """
+    return [torch.sin(2.0**k * math.pi * x) for k in range(1, count + 1)]

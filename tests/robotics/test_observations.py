@@ -7,9 +7,9 @@ from domains.robotics.observations import ObservationEncoder
 from drifting.training.errors import ConfigError
 
 
-def encoder(**facts):
+def encoder(config=None, **facts):
     torch.manual_seed(0)
-    return ObservationEncoder(small_task(**facts), small_config())
+    return ObservationEncoder(small_task(**facts), config or small_config())
 
 
 def test_steps_and_keys_lie_side_by_side():
@@ -24,6 +24,17 @@ def test_bounds_are_those_of_each_number():
     condition = made(seen).unflatten(1, (2, 5))
     torch.testing.assert_close(condition.amax((0, 1)), torch.ones(5))
     torch.testing.assert_close(condition.amin((0, 1)), -torch.ones(5))
+
+
+def test_octaves_follow_the_numbers_and_the_distance_of_observations_does_not_see_them():
+    seen, plain, made = observation(50), encoder(), encoder(small_config(octaves=3))
+    plain.fit(seen)
+    made.fit(seen)
+    x = plain(seen)
+    assert made.dim == 4 * plain.dim
+    expected = torch.cat([x, *(torch.sin(factor * torch.pi * x) for factor in (2, 4, 8))], dim=-1)
+    torch.testing.assert_close(made(seen), expected)
+    assert torch.equal(made.low_dimensional(seen), x)
 
 
 @pytest.mark.parametrize(

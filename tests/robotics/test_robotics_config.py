@@ -93,6 +93,8 @@ def test_nonsense_is_refused_by_name(override, message):
     [
         (PolicyConfig, {"net": "rnn"}),
         (PolicyConfig, {"noise_dim": -1}),
+        (PolicyConfig, {"octaves": -1}),
+        (PolicyConfig, {"octaves": 17}),
         (UnetConfig, {"kernel_size": 4}),
         (UnetConfig, {"activation": "relu"}),
         (TransformerConfig, {"width": 30}),
