@@ -17,7 +17,7 @@ import matplotlib
 
 from benchmarks.bar_chart import COLOURS
 from benchmarks.options import options
-from benchmarks.policies import QUICK, play, train
+from benchmarks.policies import QUICK, add_runs, play, train
 from benchmarks.report import print_table, save
 from drifting.training.metrics_log import read_metrics
 
@@ -55,9 +55,7 @@ def draw(curves: Sequence[Sequence[dict[str, float]]], seeds: Sequence[int], tit
         steps = [point["step"] for point in curves[0]]
         for seed, points, colour in zip(seeds, curves, COLOURS * len(curves), strict=False):
             axis.plot(steps, [point[name] for point in points], ".-", color=colour, lw=0.8, label=f"seed {seed}")
-        middle = [
-            mean(values) for values in zip(*([point[name] for point in points] for points in curves), strict=True)
-        ]
+        middle = [mean(point[name] for point in points) for points in zip(*curves, strict=True)]
         axis.plot(steps, middle, color="black", lw=2, label="mean")
         axis.set_xlabel("step")
         axis.set_ylabel(label)
@@ -73,12 +71,9 @@ def main() -> None:
     parser = options(__doc__, "learning_curve", quick="20 steps, two episodes")
     parser.add_argument("--task", default="lift")
     parser.add_argument("--kind", default="drifting", choices=["drifting", "diffusion"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--points", type=int, default=10, help="checkpoints along the run; divides --steps")
-    parser.add_argument("--episodes", type=int, default=50)
-    parser.add_argument("--workers", type=int, default=1, help="processes that simulate")
-    parser.add_argument("overrides", nargs="*", help="further key=value of the training command, after --")
+    add_runs(parser)
     arguments = parser.parse_args()
     steps, points, episodes = arguments.steps, arguments.points, arguments.episodes
     seeds, overrides = arguments.seeds, list(arguments.overrides)

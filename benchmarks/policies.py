@@ -10,6 +10,7 @@ seeds and tasks can be added: its folder is <root>/policies/<task>_<kind>_<seed>
 its last checkpoints; the interval is over initial conditions and runs together.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -38,6 +39,14 @@ SAMPLERS = {
 """Name in the table: kind of policy, and how it is played."""
 
 QUICK = ["run.steps=20", "checkpoint.every=10", "held_out.every=20", "optim.warmup_steps=2"]
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """--seeds, --episodes, --workers and overrides: of runs that are trained and played."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument("--workers", type=int, default=1, help="processes that simulate")
+    parser.add_argument("overrides", nargs="*", help="further key=value of the training command, after --")
 
 
 def run(module: str, *arguments: str) -> None:
@@ -143,12 +152,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = options(__doc__, "policies", quick="20 steps, two episodes")
     parser.add_argument("--tasks", nargs="+", default=["lift"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--policies", nargs="+", default=list(SAMPLERS), choices=list(SAMPLERS))
-    parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--checkpoints", type=int, default=10, help="the last so many, whose mean is the score")
-    parser.add_argument("--workers", type=int, default=1, help="processes that simulate")
-    parser.add_argument("overrides", nargs="*", help="further key=value of the training command, after --")
+    add_runs(parser)
     arguments = parser.parse_args()
     playing = {"episodes": arguments.episodes, "checkpoints": arguments.checkpoints, "workers": arguments.workers}
     playing["videos"] = 0

@@ -18,7 +18,6 @@ from domains.robotics.chunk_policy import ChunkPolicy, Randomness, StepLoss, dra
 from domains.robotics.config import DriftConfig, PolicyConfig
 from domains.robotics.objective import ChunkDriftLoss
 from domains.robotics.task import TaskConfig
-from drifting import DriftTerms
 
 
 class DriftingPolicy(ChunkPolicy):
@@ -55,20 +54,11 @@ class DriftingPolicy(ChunkPolicy):
         with_figures: bool = False,
     ) -> StepLoss:
         """The drifting loss of G generated chunks against the expert's, and its neighbours'."""
+        gen, pos = self.drifting(observations, actions, draws, neighbours)
         if not with_figures:
-            return StepLoss(self.objective(*self.drifting(observations, actions, draws, neighbours)))
-        terms = self.terms(observations, actions, draws, neighbours)
+            return StepLoss(self.objective(gen, pos))
+        terms = self.objective.terms(gen, pos)
         return StepLoss(terms.loss.mean(), self.objective.figures(terms))
-
-    def terms(
-        self,
-        observations: Mapping[str, Tensor],
-        actions: Tensor,
-        draws: Mapping[str, Tensor],
-        neighbours: Tensor | None = None,
-    ) -> DriftTerms:
-        """Loss per problem and diagnostics of the same step."""
-        return self.objective.terms(*self.drifting(observations, actions, draws, neighbours))
 
     def drifting(
         self,

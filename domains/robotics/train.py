@@ -145,8 +145,8 @@ def naming_what_drifts(
     """A step that is not finite says whether the policy's actions or the demonstrations' are, and on which rank."""
     if not isinstance(policy, DriftingPolicy):
         return nullcontext()
-    terms = partial(policy.terms, batch.observations, batch.actions, draws, batch.neighbours)
-    return naming_features(lambda: [{"actions": terms()}], config.drift.temperatures)
+    drifting = partial(policy.drifting, batch.observations, batch.actions, draws, batch.neighbours)
+    return naming_features(lambda: [{"actions": policy.objective.terms(*drifting())}], config.drift.temperatures)
 
 
 def play(config: RoboticsConfig, run_dir: Path) -> None:

@@ -155,8 +155,7 @@ class ToolHangExpert(ArmExpert):
         depth = mouth[2] - tip.position[2]
         aside = _aside(tip.position + max(depth, 0.0) * tip.rotation[:, 2], mouth)
         if depth <= 0:
-            height = np.clip(FUNNEL * (aside - OVER_HOLE), -DEEPER, LIPS)
-            return Pose(mouth + height * UP, upright)
+            return Pose(mouth + _funnel(aside, OVER_HOLE, DEEPER) * UP, upright)
         if aside < IN_HOLE:
             return Pose(np.array([*mouth[:2], max(floor, tip.position[2] - DEEPER)]), upright)
         return Pose(np.array([*tip.position[:2], mouth[2] + LIPS]), upright)
@@ -175,7 +174,7 @@ class ToolHangExpert(ArmExpert):
         depth = self.prong[2] - self.ring.position[2]
         axis = self.prong - INWARD * np.clip(depth / THREADED, 0, 1) * self.outward
         aside = _aside(self.ring.position, axis)
-        return self.hung(axis + np.clip(FUNNEL * (aside - OVER_HOOK), -AROUND, LIPS) * UP)
+        return self.hung(axis + _funnel(aside, OVER_HOOK, AROUND) * UP)
 
     @property
     def outward(self) -> np.ndarray:
@@ -187,3 +186,8 @@ class ToolHangExpert(ArmExpert):
 def _aside(one: np.ndarray, other: np.ndarray) -> float:
     """Horizontal distance between two points, metres."""
     return float(np.linalg.norm(one[:2] - other[:2]))
+
+
+def _funnel(aside: float, level: float, deepest: float) -> float:
+    """Height to be at so far aside of an axis: 0 at `level`, higher further off, at most `deepest` below."""
+    return float(np.clip(FUNNEL * (aside - level), -deepest, LIPS))
