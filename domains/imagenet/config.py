@@ -21,6 +21,7 @@ from drifting import (
     two_sided_affinity,
     unnormalized_affinity,
 )
+from drifting.fields import Field, KernelGradient
 from drifting.training.config import (
     CheckpointConfig,
     EmaConfig,
@@ -71,10 +72,11 @@ class GeneratorSection:
 class DriftSection:
     """The loss and the size of its problems: G = num_generated, P = num_positive, N = num_unconditional.
 
-    "mean_shift" is the paper's field, one problem per class: B = classes_per_step. "sinkhorn" needs a second generated
-    batch: two problems per class, B = 2 classes_per_step, each the other's second batch. `budget`: bytes per problem
-    that features processed together may hold; null takes all at once, which several ranks do faster. `affinity`,
-    `attraction` and `repulsion` other than these are the paper's ablations (Tables 11 and 1).
+    "mean_shift" is the paper's field, one problem per class: B = classes_per_step; "kernel_gradient" follows the ratio
+    of kernel densities. "sinkhorn" needs a second generated batch: two problems per class, B = 2 classes_per_step, each
+    the other's second batch. `budget`: bytes per problem that features processed together may hold; null takes all at
+    once, which several ranks do faster. `affinity`, `attraction` and `repulsion` other than these are the paper's
+    ablations (Tables 11 and 1).
     """
 
     temperatures: list[float] = field(default_factory=lambda: [0.02, 0.05, 0.2])
@@ -91,11 +93,11 @@ class DriftSection:
 
     def __post_init__(self) -> None:
         require(self.budget is None or self.budget >= 1, "drift.budget", "at least 1 byte, or null", self.budget)
-        require(self.field in ("mean_shift", "sinkhorn"), "drift.field", "mean_shift or sinkhorn", self.field)
+        require(self.field in FIELDS, "drift.field", " or ".join(FIELDS), self.field)
         require(self.affinity in AFFINITIES, "drift.affinity", " or ".join(AFFINITIES), self.affinity)
         changed = (self.affinity, self.attraction, self.repulsion) != ("two_sided", 1.0, 1.0)
         expected = "mean_shift, for another drift.affinity, drift.attraction or drift.repulsion"
-        require(not (changed and self.field == "sinkhorn"), "drift.field", expected, self.field)
+        require(not changed or self.field == "mean_shift", "drift.field", expected, self.field)
         require(self.classes_per_step >= 1, "drift.classes_per_step", "at least 1", self.classes_per_step)
         expected = "at least 2 (a sample repels the others)"
         require(self.num_generated >= 2, "drift.num_generated", expected, self.num_generated)
@@ -105,16 +107,24 @@ class DriftSection:
 
     def build(self) -> DriftLoss:
         """The drifting loss."""
-        return DriftLoss(self.temperatures, Sinkhorn() if self.twins else self._mean_shift())
-
-    def _mean_shift(self) -> MeanShift:
-        sides = {"attraction": self.attraction, "repulsion": self.repulsion}
-        return MeanShift(floor=self.floor, affinity=AFFINITIES[self.affinity], **sides)
+        return DriftLoss(self.temperatures, FIELDS[self.field](self))
 
     @property
     def twins(self) -> bool:
         """Whether every class has two problems."""
         return self.field == "sinkhorn"
+
+
+def _mean_shift(drift: DriftSection) -> MeanShift:
+    sides = {"attraction": drift.attraction, "repulsion": drift.repulsion}
+    return MeanShift(floor=drift.floor, affinity=AFFINITIES[drift.affinity], **sides)
+
+
+FIELDS: dict[str, Callable[[DriftSection], Field]] = {
+    "mean_shift": _mean_shift,
+    "kernel_gradient": lambda drift: KernelGradient(),
+    "sinkhorn": lambda drift: Sinkhorn(),
+}
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from domains.imagenet.small_generator import SmallGenerator, checked_range
+from domains.imagenet.small_generator import SmallGenerator, checked_range, noise_width
 from drifting.training.config import require
 
 GROUP = 8  # channels that are normalised together
@@ -30,6 +30,7 @@ class ConvConfig:
     patch: int = 2
     widths: list[int] = field(default_factory=lambda: [96, 48])
     label_width: int = 64
+    noise_values: int | None = None  # of the noise that count, null is all; images of few degrees of freedom want few
     output_range: tuple[float, float] | None = (-1.0, 1.0)  # clamp with a straight-through gradient
 
     def __post_init__(self) -> None:
@@ -40,6 +41,7 @@ class ConvConfig:
         coarsest = self.patch * 2 ** (len(self.widths) - 1)
         expected = f"a multiple of {coarsest}, of the patch doubled once for each further grid"
         require(self.size % coarsest == 0, "generator.conv.size", expected, self.size)
+        noise_width("generator.conv.noise_values", self)
         self.output_range = checked_range("generator.conv.output_range", self.output_range)
 
 
@@ -82,9 +84,9 @@ class ConvGenerator(SmallGenerator):
 
     def __init__(self, cfg: ConvConfig) -> None:
         super().__init__(cfg)
-        values, condition = cfg.channels * cfg.size**2, self.condition_width
+        condition = self.condition_width
         coarse = cfg.size // cfg.patch // 2 ** (len(cfg.widths) - 1)
-        self.enter = nn.Linear(values + condition, cfg.widths[0] * coarse**2)
+        self.enter = nn.Linear(self.noise_width + condition, cfg.widths[0] * coarse**2)
         self.grid = (cfg.widths[0], coarse, coarse)
         self.blocks = nn.ModuleList(
             ConvBlock(width, out, condition) for width, out in pairwise([cfg.widths[0], *cfg.widths])
@@ -93,7 +95,7 @@ class ConvGenerator(SmallGenerator):
         self.head = nn.Conv2d(cfg.widths[-1], cfg.channels * cfg.patch**2, 3, padding=1)
 
     def samples(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """noise [K, C H W], condition [K, D] -> [K, C, H, W]."""
+        """noise [K, noise_width], condition [K, D] -> [K, C, H, W]."""
         hidden = self.enter(torch.cat([noise, condition], dim=1)).unflatten(1, self.grid)
         for place, block in enumerate(self.blocks):
             if place:

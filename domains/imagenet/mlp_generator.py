@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from domains.imagenet.small_generator import SmallGenerator, checked_range
+from domains.imagenet.small_generator import SmallGenerator, checked_range, noise_width
 from drifting.training.config import require
 
 
@@ -22,11 +22,13 @@ class MlpConfig:
     hidden: int = 512
     depth: int = 2  # hidden layers after the first
     label_width: int = 64
+    noise_values: int | None = None  # of the noise that count, null is all; images of few degrees of freedom want few
     output_range: tuple[float, float] | None = (-1.0, 1.0)  # clamp with a straight-through gradient
 
     def __post_init__(self) -> None:
         for name in ("channels", "size", "num_classes", "hidden", "depth", "label_width"):
             require(getattr(self, name) >= 1, f"generator.mlp.{name}", "at least 1", getattr(self, name))
+        noise_width("generator.mlp.noise_values", self)
         self.output_range = checked_range("generator.mlp.output_range", self.output_range)
 
 
@@ -38,13 +40,13 @@ class MlpGenerator(SmallGenerator):
     def __init__(self, cfg: MlpConfig) -> None:
         super().__init__(cfg)
         values = cfg.channels * cfg.size**2
-        layers: list[nn.Module] = [nn.Linear(values + self.condition_width, cfg.hidden)]
+        layers: list[nn.Module] = [nn.Linear(self.noise_width + self.condition_width, cfg.hidden)]
         for _ in range(cfg.depth):
             layers += [nn.LayerNorm(cfg.hidden), nn.SiLU(), nn.Linear(cfg.hidden, cfg.hidden)]
         layers += [nn.LayerNorm(cfg.hidden), nn.SiLU(), nn.Linear(cfg.hidden, values)]
         self.layers = nn.Sequential(*layers)
 
     def samples(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """noise [K, C H W], condition [K, D] -> [K, C, H, W]."""
+        """noise [K, noise_width], condition [K, D] -> [K, C, H, W]."""
         cfg = self.cfg
         return self.layers(torch.cat([noise, condition], dim=1)).view(-1, cfg.channels, cfg.size, cfg.size)

@@ -16,12 +16,13 @@ Range = tuple[float, float] | None
 
 
 class SmallConfig(Protocol):
-    """The shape of samples and the width of the class embedding."""
+    """The shape of samples, how much of the noise counts, and the width of the class embedding."""
 
     channels: int
     size: int
     num_classes: int
     label_width: int
+    noise_values: int | None
     output_range: Range
 
 
@@ -32,17 +33,18 @@ class SmallGenerator(nn.Module):
         super().__init__()
         self.classes = nn.Embedding(cfg.num_classes, cfg.label_width)
         self.condition_width = cfg.label_width + 1
+        self.noise_width = noise_width("noise_values", cfg)
         self.cfg = cfg
 
     def samples(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """Unbounded samples [K, C, H, W] of flat noise [K, C H W] and condition [K, D]."""
+        """Unbounded samples [K, C, H, W] of noise [K, noise_width] and condition [K, D]."""
         raise NotImplementedError
 
     def forward(self, noise: Tensor, labels: Tensor, alpha: Tensor) -> Tensor:
         """One sample per noise.
 
         Args:
-            noise: [K, C, H, W], standard normal, in the shape of the output.
+            noise: [K, C, H, W], standard normal, in the shape of the output; `noise_values` of each count.
             labels: [K] int64.
             alpha: [K] float, guidance scale; 1 is no guidance.
 
@@ -58,8 +60,16 @@ class SmallGenerator(nn.Module):
             raise ValueError(f"noise must be {list(expected)}, the shape of the output, got {tuple(noise.shape)}")
         check_condition(labels, alpha, cfg.num_classes)
         condition = torch.cat([self.classes(labels), alpha.log()[:, None]], dim=1)
-        samples = self.samples(noise.flatten(1), condition).float()
+        samples = self.samples(noise.flatten(1)[:, : self.noise_width], condition).float()
         return samples if cfg.output_range is None else straight_through_clamp(samples, *cfg.output_range)
+
+
+def noise_width(name: str, cfg: SmallConfig) -> int:
+    """How many numbers of the noise count; ValueError, with `name`, if there are not so many."""
+    values = cfg.channels * cfg.size**2
+    expected = f"in [1, channels size size = {values}], or null for all"
+    require(cfg.noise_values is None or 1 <= cfg.noise_values <= values, name, expected, cfg.noise_values)
+    return values if cfg.noise_values is None else cfg.noise_values
 
 
 def checked_range(name: str, given: Range) -> Range:

@@ -64,10 +64,28 @@ def test_refusals(generator):
         generator(good[0], good[1], torch.tensor([1.0, 0.5]))
 
 
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_only_the_chosen_values_of_the_noise_count(kind):
+    torch.manual_seed(0)
+    if kind == "mlp":
+        generator = MlpGenerator(MlpConfig(hidden=32, depth=1, noise_values=5))
+    else:
+        generator = ConvGenerator(ConvConfig(size=8, widths=[16, 8], noise_values=5))
+    noise, other, same = torch.randn(3, 1, 8, 8)
+    same.view(-1)[:5] = noise.view(-1)[:5]
+    condition = torch.tensor([3]), torch.ones(1)
+    torch.testing.assert_close(generator(same[None], *condition), generator(noise[None], *condition), rtol=0, atol=0)
+    assert not torch.allclose(generator(other[None], *condition), generator(noise[None], *condition), atol=1e-4)
+
+
 @pytest.mark.parametrize("config", [MlpConfig, ConvConfig])
 def test_shapes_that_cannot_be_built_are_refused(config):
     with pytest.raises(ValueError, match=r"generator\.(mlp|conv)\.output_range must be \[low, high\]"):
         config(output_range=(1.0, -1.0))
+    for values in (0, 28 * 28 + 1):
+        expected = rf"generator\.(mlp|conv)\.noise_values must be in \[1, .* = 784\], or null for all, got {values}"
+        with pytest.raises(ValueError, match=expected):
+            config(size=28, noise_values=values)
     with pytest.raises(ValueError, match=r"generator\.(mlp|conv)\.channels must be at least 1, got 0"):
         config(channels=0)
 
