@@ -47,9 +47,14 @@ DOES_NOT_TRAIN = ("eval", "data.threads")  # may differ when a run is continued
 
 @dataclass
 class GeneratorSection:
-    """Which generator, and its shape; the sections of the other kinds have no effect."""
+    """Which generator, and its shape; the sections of the other kinds have no effect.
+
+    `init`: the weights that training starts from, instead of drawn ones: a run directory (its average), or a folder or
+    Hub repository of `DiTGenerator.save_pretrained`.
+    """
 
     kind: str = "dit"
+    init: str = ""
     dit: GeneratorConfig = field(default_factory=GeneratorConfig)
     conv: ConvConfig = field(default_factory=ConvConfig)
     mlp: MlpConfig = field(default_factory=MlpConfig)

@@ -19,6 +19,7 @@ from domains.imagenet.data.latent_store import LatentStore
 from domains.imagenet.data.section import load_training_data, missing_data
 from domains.imagenet.encoders.section import build_encoder, missing_encoder
 from domains.imagenet.evaluate import report
+from domains.imagenet.initial_weights import missing_init, start_from
 from domains.imagenet.measuring import missing_measures
 from domains.imagenet.missing import Missing, refuse_missing
 from domains.imagenet.pictures import save_curves
@@ -59,7 +60,10 @@ def main(config: ImagenetConfig) -> None:
     encoder = build_encoder(config.encoder, data.sample_shape, tokenizer).to(world.device)
     seed_everything(config.run.seed)
     real = RealSamples.of(config, data, world)
-    generator = config.generator.build().to(world.device)
+    generator = config.generator.build()
+    if config.generator.init:
+        start_from(config.generator.init, generator)
+    generator.to(world.device)
     problems = ProblemDraws(config, real, generator, len(data.classes), world)
     telemetry = Telemetry(config.log, world, flops=partial(problems.flops, encoder))
     ema = Ema(generator, config.ema.decays, warmup=config.ema.warmup)
@@ -133,6 +137,7 @@ def what_is_missing(config: ImagenetConfig) -> list[Missing]:
     return [
         *missing_data(config.data),
         *missing_tokenizer(config.tokenizer),
+        *missing_init(config.generator.init),
         *missing_encoder(config.encoder),
         *missing_measures(config.eval, config.data),
     ]
