@@ -1,9 +1,10 @@
 """One-step generator for small images: upsampling convolutions, in which neighbouring pixels belong together.
 
-    h_0 = W (noise, condition)                     on a coarse grid of w_0 channels
+    h_0 = enter(noise, condition)                  on a coarse grid of w_0 channels
     h_k = block_k(upsample(h_{k-1}), condition)    twice as fine, w_k channels
     x   = clamp(head(h))                           each place of the finest grid a patch; noise and x [K, C, H, W]
 
+enter is a linear map, or a perceptron, which sees the whole image at once and costs little beside the convolutions.
 condition = (class embedding, log alpha); it scales and shifts every normalised map (FiLM, Perez et al. 2018).
 """
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from domains.imagenet.small_generator import SmallGenerator, checked_range, noise_width
+from domains.imagenet.small_generator import SmallGenerator, checked_range, noise_width, perceptron
 from drifting.training.config import require
 
 GROUP = 8  # channels that are normalised together
@@ -22,13 +23,19 @@ GROUP = 8  # channels that are normalised together
 
 @dataclass
 class ConvConfig:
-    """Shape of the network; `widths`: channels of each grid, the coarsest first, the finest has a place per patch."""
+    """Shape of the network; `widths`: channels of each grid, the coarsest first, the finest has a place per patch.
+
+    `hidden`: width of the perceptron before the coarsest grid, of `depth` hidden layers after its first; 0 is a linear
+    map.
+    """
 
     channels: int = 1
     size: int = 28
     num_classes: int = 10
     patch: int = 2
     widths: list[int] = field(default_factory=lambda: [96, 48])
+    hidden: int = 0
+    depth: int = 2
     label_width: int = 64
     noise_values: int | None = None  # of the noise that count, null is all; images of few degrees of freedom want few
     output_range: tuple[float, float] | None = (-1.0, 1.0)  # clamp with a straight-through gradient
@@ -36,6 +43,8 @@ class ConvConfig:
     def __post_init__(self) -> None:
         for name in ("channels", "size", "num_classes", "patch", "label_width"):
             require(getattr(self, name) >= 1, f"generator.conv.{name}", "at least 1", getattr(self, name))
+        require(self.hidden >= 0, "generator.conv.hidden", "at least 1, or 0 for a linear map", self.hidden)
+        require(self.depth >= 0, "generator.conv.depth", "at least 0", self.depth)
         grouped = len(self.widths) > 0 and all(width >= GROUP and width % GROUP == 0 for width in self.widths)
         require(grouped, "generator.conv.widths", f"one or more multiples of {GROUP}", self.widths)
         coarsest = self.patch * 2 ** (len(self.widths) - 1)
@@ -86,7 +95,8 @@ class ConvGenerator(SmallGenerator):
         super().__init__(cfg)
         condition = self.condition_width
         coarse = cfg.size // cfg.patch // 2 ** (len(cfg.widths) - 1)
-        self.enter = nn.Linear(self.noise_width + condition, cfg.widths[0] * coarse**2)
+        inputs, outputs = self.noise_width + condition, cfg.widths[0] * coarse**2
+        self.enter = perceptron(inputs, cfg.hidden, cfg.depth, outputs) if cfg.hidden else nn.Linear(inputs, outputs)
         self.grid = (cfg.widths[0], coarse, coarse)
         self.blocks = nn.ModuleList(
             ConvBlock(width, out, condition) for width, out in pairwise([cfg.widths[0], *cfg.widths])

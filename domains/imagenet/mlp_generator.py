@@ -6,9 +6,9 @@ x = clamp(f(noise, class embedding, log alpha))        noise and x [K, C, H, W]
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from domains.imagenet.small_generator import SmallGenerator, checked_range, noise_width
+from domains.imagenet.small_generator import SmallGenerator, checked_range, noise_width, perceptron
 from drifting.training.config import require
 
 
@@ -40,11 +40,7 @@ class MlpGenerator(SmallGenerator):
     def __init__(self, cfg: MlpConfig) -> None:
         super().__init__(cfg)
         values = cfg.channels * cfg.size**2
-        layers: list[nn.Module] = [nn.Linear(self.noise_width + self.condition_width, cfg.hidden)]
-        for _ in range(cfg.depth):
-            layers += [nn.LayerNorm(cfg.hidden), nn.SiLU(), nn.Linear(cfg.hidden, cfg.hidden)]
-        layers += [nn.LayerNorm(cfg.hidden), nn.SiLU(), nn.Linear(cfg.hidden, values)]
-        self.layers = nn.Sequential(*layers)
+        self.layers = perceptron(self.noise_width + self.condition_width, cfg.hidden, cfg.depth, values)
 
     def samples(self, noise: Tensor, condition: Tensor) -> Tensor:
         """noise [K, noise_width], condition [K, D] -> [K, C, H, W]."""

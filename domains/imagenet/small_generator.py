@@ -64,6 +64,14 @@ class SmallGenerator(nn.Module):
         return samples if cfg.output_range is None else straight_through_clamp(samples, *cfg.output_range)
 
 
+def perceptron(inputs: int, hidden: int, depth: int, outputs: int) -> nn.Sequential:
+    """A linear map to `hidden` values, `depth` hidden layers, and a linear map of what they hold."""
+    layers: list[nn.Module] = [nn.Linear(inputs, hidden)]
+    for _ in range(depth):
+        layers += [nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, hidden)]
+    return nn.Sequential(*layers, nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+
+
 def noise_width(name: str, cfg: SmallConfig) -> int:
     """How many numbers of the noise count; ValueError, with `name`, if there are not so many."""
     values = cfg.channels * cfg.size**2

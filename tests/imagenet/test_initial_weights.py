@@ -58,7 +58,7 @@ def test_published_weights_are_taken_and_another_network_is_refused(tmp_path):
     assert all(parameter.requires_grad for parameter in fresh.parameters())
     other = DiTGenerator(GeneratorConfig(**SMALL_DIT | {"heads": 4}))  # of the same shapes
     before = parameters(other)
-    with pytest.raises(ConfigError, match="generator.init=.* holds another network"):
+    with pytest.raises(ConfigError, match=r"generator\.init=.* holds another network"):
         start_from(str(tmp_path / "weights"), other)
     assert torch.equal(parameters(other), before)
 

@@ -8,13 +8,19 @@ from domains.imagenet.mlp_generator import MlpConfig, MlpGenerator
 from domains.imagenet.sampling import generate
 from drifting import DriftLoss
 
+KINDS = ["mlp", "conv", "conv after a perceptron"]
 
-@pytest.fixture(params=["mlp", "conv"])
-def generator(request):
+
+def built(kind: str, **settings):
     torch.manual_seed(0)
-    if request.param == "mlp":
-        return MlpGenerator(MlpConfig(hidden=32, depth=1))
-    return ConvGenerator(ConvConfig(size=8, widths=[16, 8]))
+    if kind == "mlp":
+        return MlpGenerator(MlpConfig(hidden=32, depth=1, **settings))
+    return ConvGenerator(ConvConfig(size=8, widths=[16, 8], hidden=0 if kind == "conv" else 24, **settings))
+
+
+@pytest.fixture(params=KINDS)
+def generator(request):
+    return built(request.param)
 
 
 def opened(generator):
@@ -64,13 +70,9 @@ def test_refusals(generator):
         generator(good[0], good[1], torch.tensor([1.0, 0.5]))
 
 
-@pytest.mark.parametrize("kind", ["mlp", "conv"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_only_the_chosen_values_of_the_noise_count(kind):
-    torch.manual_seed(0)
-    if kind == "mlp":
-        generator = MlpGenerator(MlpConfig(hidden=32, depth=1, noise_values=5))
-    else:
-        generator = ConvGenerator(ConvConfig(size=8, widths=[16, 8], noise_values=5))
+    generator = built(kind, noise_values=5)
     noise, other, same = torch.randn(3, 1, 8, 8)
     same.view(-1)[:5] = noise.view(-1)[:5]
     condition = torch.tensor([3]), torch.ones(1)
@@ -97,6 +99,8 @@ def test_grids_that_do_not_fit_are_refused():
         ConvConfig(widths=[12])
     with pytest.raises(ValueError, match=r"generator\.conv\.widths must be one or more"):
         ConvConfig(widths=[])
+    with pytest.raises(ValueError, match=r"generator\.conv\.hidden must be at least 1, or 0 for a linear map, got -1"):
+        ConvConfig(hidden=-1)
 
 
 def test_the_last_convolutions_see_their_neighbourhood_alone():
