@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from domains.imagenet.config import ImagenetConfig
+from domains.imagenet.config import DriftSection, ImagenetConfig
 from domains.imagenet.data.labelled_images import LabelledImages
 from domains.imagenet.problems import ProblemDraws, StepProblems
 from domains.imagenet.real_samples import RealSamples
+from drifting import MeanShift, Sinkhorn
+from drifting.fields import KernelGradient
 from drifting.training.config import typed
 from drifting.training.draws import stream
 from drifting.training.errors import ConfigError
@@ -59,6 +61,17 @@ def drawn(config: ImagenetConfig, world: World, *, steps: int = 2, real: RealSam
         real.push(config.queue.push_per_step)
         problems = source.draw(step)
     return problems
+
+
+def test_the_field_is_chosen_by_name_and_only_the_paper_s_takes_its_settings():
+    drifts = {name: DriftSection(field=name, repulsion=1.0) for name in ("mean_shift", "kernel_gradient", "sinkhorn")}
+    assert [type(drift.build().field) for drift in drifts.values()] == [MeanShift, KernelGradient, Sinkhorn]
+    assert [drift.twins for drift in drifts.values()] == [False, False, True]
+    with pytest.raises(ValueError, match=r"drift\.field must be mean_shift or kernel_gradient or sinkhorn, got 'mmd'"):
+        DriftSection(field="mmd")
+    for name in ("kernel_gradient", "sinkhorn"):
+        with pytest.raises(ValueError, match=rf"drift\.field must be mean_shift, for another .*, got '{name}'"):
+            DriftSection(field=name, repulsion=0.5)
 
 
 @pytest.mark.parametrize("field", ["mean_shift", "sinkhorn"])
