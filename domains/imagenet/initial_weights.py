@@ -8,7 +8,7 @@ from domains.imagenet.config import OneStepGenerator
 from domains.imagenet.generator import DiTGenerator
 from domains.imagenet.missing import Missing
 from domains.imagenet.missing_weights import missing_weights
-from domains.imagenet.pretrained import CONFIG, INDEX, SHARDS, WEIGHTS
+from domains.imagenet.pretrained import NETWORK_FILES
 from domains.imagenet.sampling import load_generator
 from drifting.training.checkpoint_file import checkpoint_paths
 from drifting.training.errors import ConfigError
@@ -40,7 +40,7 @@ def missing_init(init: str) -> list[Missing]:
     if _is_run(init):
         command = "python -m domains.imagenet.train with the settings of its resolved.yaml"
         return [] if checkpoint_paths(Path(init)) else [Missing(SETTING, f"{init} has no checkpoint yet", command)]
-    return missing_weights(SETTING, init, files=(CONFIG, f"{INDEX}|{WEIGHTS}", SHARDS))
+    return missing_weights(SETTING, init, files=NETWORK_FILES)
 
 
 def _architecture(generator: OneStepGenerator) -> dict[str, Any]:

@@ -33,6 +33,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARDS = "model*.safetensors"
+NETWORK_FILES = (CONFIG, f"{INDEX}|{WEIGHTS}", SHARDS)  # of a saved network, as `local_folder` takes them
 THEIRS = "ema_params.msgpack"
 
 
@@ -80,9 +81,7 @@ class Pretrained(nn.Module):
         if (Path(name_or_folder) / THEIRS).is_file():
             convert = f"python -m domains.imagenet.convert source={os.fspath(name_or_folder)} out=FOLDER"
             raise WeightsError(f"{setting}={os.fspath(name_or_folder)} holds the authors' files: run `{convert}` first")
-        folder = local_folder(
-            name_or_folder, files=[CONFIG, f"{INDEX}|{WEIGHTS}", SHARDS], revision=revision, setting=setting
-        )
+        folder = local_folder(name_or_folder, files=NETWORK_FILES, revision=revision, setting=setting)
         kind, cfg = read_config(folder / CONFIG, cls)
         return cls.skeleton(cfg, kind).fill(read_weights(folder, device, dtype), folder)
 

@@ -27,14 +27,13 @@ from domains.imagenet.mae import MaskedAutoencoder
 from domains.imagenet.mae_training import load_mae, missing_mae
 from domains.imagenet.missing import Missing
 from domains.imagenet.missing_weights import missing_weights
-from domains.imagenet.pretrained import CONFIG, INDEX, SHARDS, WEIGHTS
+from domains.imagenet.pretrained import NETWORK_FILES
 from domains.imagenet.tokenizers import PixelTokenizer, Tokenizer
 from drifting.training.config import require
 from drifting.training.errors import ConfigError
 
 KINDS = ("pixels", "mae", "convnext", "moco", "simclr")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MAE_FILES = (CONFIG, f"{INDEX}|{WEIGHTS}", SHARDS)
 CONVNEXT_FILES = ("config.json", "model.safetensors|pytorch_model.bin")
 
 
@@ -126,7 +125,7 @@ def missing_encoder(section: EncoderSection) -> list[Missing]:
         missing += missing_weights(
             "encoder.path",
             section.path,
-            files=MAE_FILES,
+            files=NETWORK_FILES,
             revision=section.revision,
             command=f"python -m domains.imagenet.convert source=Goodeat/drifting/{Path(section.path).name} "
             f"out={section.path} encoder_only=true",
