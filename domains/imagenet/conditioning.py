@@ -29,7 +29,10 @@ def sinusoid(values: Tensor, frequencies: int = ALPHA_FREQUENCIES) -> Tensor:
 
 
 class Conditioning(nn.Module):
-    """Class label, guidance scale and style indices to one vector, in float32 whatever autocast says."""
+    """Class label, guidance scale and style indices to one vector, in float32 whatever autocast says.
+
+    But for FSDP with parallel.precision=bfloat16, which gathers these weights in bfloat16 as all others.
+    """
 
     def __init__(self, width: int, num_classes: int, style_tokens: int, style_codes: int) -> None:
         super().__init__()

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from domains.imagenet.conv_generator import ConvConfig, ConvGenerator
 from domains.imagenet.data.section import DataSection
 from domains.imagenet.encoders.section import EncoderSection
@@ -41,6 +43,7 @@ GENERATORS: dict[str, Callable[[Any], OneStepGenerator]] = {
     "mlp": MlpGenerator,
 }
 AFFINITIES = {"two_sided": two_sided_affinity, "row": row_affinity, "unnormalized": unnormalized_affinity}
+KEPT_REFERENCES = {"none": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DOES_NOT_TRAIN = ("eval", "data.threads")  # may differ when a run is continued
 
@@ -80,8 +83,10 @@ class DriftSection:
     "mean_shift" is the paper's field, one problem per class: B = classes_per_step; "kernel_gradient" follows the ratio
     of kernel densities. "sinkhorn" needs a second generated batch: two problems per class, B = 2 classes_per_step, each
     the other's second batch. `budget`: bytes per problem that features processed together may hold; null takes all at
-    once, which several ranks do faster. `affinity`, `attraction` and `repulsion` other than these are the paper's
-    ablations (Tables 11 and 1).
+    once, which several ranks do faster. `keep_references`: with parallel.parts, whose passes see the real images three
+    times, "float32" or "bfloat16" keeps their features, of all labels of a rank (6 M values an image with the paper's
+    largest encoder), and spares two of the encoder's passes over them; "none" makes them anew. `affinity`,
+    `attraction` and `repulsion` other than these are the paper's ablations (Tables 11 and 1).
     """
 
     temperatures: list[float] = field(default_factory=lambda: [0.02, 0.05, 0.2])
@@ -95,8 +100,11 @@ class DriftSection:
     num_positive: int = 64
     num_unconditional: int = 16
     budget: int | None = 64 * 2**20
+    keep_references: str = "none"
 
     def __post_init__(self) -> None:
+        known = self.keep_references in KEPT_REFERENCES
+        require(known, "drift.keep_references", " or ".join(KEPT_REFERENCES), self.keep_references)
         require(self.budget is None or self.budget >= 1, "drift.budget", "at least 1 byte, or null", self.budget)
         require(self.field in FIELDS, "drift.field", " or ".join(FIELDS), self.field)
         require(self.affinity in AFFINITIES, "drift.affinity", " or ".join(AFFINITIES), self.affinity)
@@ -113,6 +121,11 @@ class DriftSection:
     def build(self) -> DriftLoss:
         """The drifting loss."""
         return DriftLoss(self.temperatures, FIELDS[self.field](self))
+
+    @property
+    def kept_references(self) -> torch.dtype | None:
+        """Of features of real images between the passes of parts; None keeps none."""
+        return KEPT_REFERENCES[self.keep_references]
 
     @property
     def twins(self) -> bool:

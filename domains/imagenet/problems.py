@@ -20,7 +20,7 @@ from domains.imagenet.generator import DiTGenerator
 from domains.imagenet.real_samples import RealSamples
 from drifting import DriftTerms, FeatureDriftLoss, guidance_weight
 from drifting.accumulation import backward_in_parts
-from drifting.features import total_loss
+from drifting.features import Samples, total_loss
 from drifting.training.draws import stream
 from drifting.training.errors import ConfigError
 from drifting.training.flops import training_flops
@@ -37,8 +37,8 @@ class StepProblems:
     alpha: Tensor  # [B]
     noise: Tensor  # [B, G_r, C, H, W]
     style: Tensor | None  # [B, G_r, codebooks]
-    positives: Tensor  # [B, P, C, H, W]
-    unconditional: Tensor  # [B, N, C, H, W]
+    positives: Samples  # [B, P, C, H, W], or their features
+    unconditional: Samples  # [B, N, C, H, W], or their features
     neg_weight: Tensor  # [B]
     twins: bool
     weight: float
@@ -64,6 +64,16 @@ class StepProblems:
         pairs = 2 if self.twins else 1
         rows = torch.arange(len(self.labels), device=self.labels.device).view(pairs, -1)
         return [self._take(part.flatten()) for part in rows.tensor_split(parts, dim=1)]
+
+    def encoded(self, encode: Callable[[Tensor], dict[str, Tensor]], dtype: torch.dtype) -> "StepProblems":
+        """Features in place of the real samples, so that several passes encode them once."""
+
+        def features(samples: Samples) -> Samples:
+            if not isinstance(samples, Tensor):
+                return samples
+            return {key: feature.to(dtype) for key, feature in encode(samples).items()}
+
+        return replace(self, positives=features(self.positives), unconditional=features(self.unconditional))
 
     def _take(self, rows: Tensor) -> "StepProblems":
         blocks = {f.name: block for f in fields(self) if isinstance(block := getattr(self, f.name), Tensor)}
@@ -169,11 +179,13 @@ def backward(
     *,
     parts: int,
     with_terms: bool,
+    keep_references: torch.dtype | None = None,
 ) -> tuple[Tensor, dict[str, DriftTerms]]:
     """Add the gradient of the loss to the parameters; this rank's loss, [], and its terms.
 
     In several parts the terms, if asked for, are those of the first part on each rank, with statistics of their own,
-    and the backward passes are timed as the loss.
+    and the backward passes are timed as the loss. Features of real samples are kept between their passes as
+    `keep_references`, or, where it is None, made anew in each.
     """
     generator = telemetry.wrap("generator", model)
     if parts == 1:
@@ -186,8 +198,11 @@ def backward(
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), terms
     with telemetry.region("loss"):
-        terms = next(terms_of_parts(generator, drift_loss, batch, parts)) if with_terms else {}
-        calls = [partial(piece.arguments, generator) for piece in batch.split(parts)]
+        pieces = batch.split(parts)
+        if keep_references is not None:
+            pieces = [piece.encoded(drift_loss.encode, keep_references) for piece in pieces]
+        terms = next(terms_of_parts(generator, drift_loss, pieces[0], 1)) if with_terms else {}
+        calls = [partial(piece.arguments, generator) for piece in pieces]
         return backward_in_parts(drift_loss, calls, unsynchronized=partial(unsynchronized, model)), terms
 
 

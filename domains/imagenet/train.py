@@ -104,7 +104,15 @@ def main(config: ImagenetConfig) -> None:
                 batch = problems.draw(state.step)
             optimizer.zero_grad()
             parts = config.parallel.parts
-            loss, terms = backward(model, drift_loss, batch, telemetry, parts=parts, with_terms=logged)
+            loss, terms = backward(
+                model,
+                drift_loss,
+                batch,
+                telemetry,
+                parts=parts,
+                with_terms=logged,
+                keep_references=config.drift.kept_references,
+            )
             with naming_features(partial(terms_of_parts, model, drift_loss, batch, parts), config.drift.temperatures):
                 grad_norm = apply_gradient(loss, generator, optimizer, config.optim, step=state.step, total_steps=steps)
             ema.update(generator)

@@ -3,7 +3,8 @@
     x <- x + g1 * Attention((1 + s1) norm(x) + b1)
     x <- x + g2 * Mlp((1 + s2) norm(x) + b2)            (b1, s1, g1, b2, s2, g2) = Linear(SiLU(c)), zero at the start
 
-Norms and the modulation from c are float32 whatever autocast says; the large matrix products follow autocast.
+Norms and the modulation from c are float32 whatever autocast says (`conditioning` on FSDP); the large matrix products
+follow autocast.
 
 Shapes: K samples, T tokens, h width, A heads, d = h / A head width.
 """

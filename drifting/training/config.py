@@ -63,6 +63,9 @@ class RunConfig:
 class ParallelConfig:
     """How the ranks of a run share its work. What is trained depends on `precision` alone; see `parallelize`.
 
+    With bfloat16 it also depends on whether weights are gathered: "fsdp" and "hsdp" round them all for the passes, also
+    those of norms and conditioning, which "ddp" leaves float32. The weights themselves stay float32 everywhere.
+
     `mode`: "single" one process; "ddp" a copy of the weights on every rank; "fsdp" the weights shared out over all
     ranks; "hsdp" over groups of `shard` ranks (0: the ranks of one node), with a copy in each group.
     `shard_generated` ranks share the generated samples of the same problems; `parts`: how many pieces a rank cuts its

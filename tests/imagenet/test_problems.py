@@ -8,13 +8,15 @@ from torch import nn
 
 from domains.imagenet.config import DriftSection, ImagenetConfig
 from domains.imagenet.data.labelled_images import LabelledImages
-from domains.imagenet.problems import ProblemDraws, StepProblems
+from domains.imagenet.problems import ProblemDraws, StepProblems, backward
 from domains.imagenet.real_samples import RealSamples
-from drifting import MeanShift, Sinkhorn
+from drifting import FeatureDriftLoss, MeanShift, Sinkhorn
+from drifting.features import pooled_statistics
 from drifting.fields import KernelGradient
 from drifting.training.config import typed
 from drifting.training.draws import stream
 from drifting.training.errors import ConfigError
+from drifting.training.telemetry import Telemetry
 from drifting.training.world import World
 
 CPU = torch.device("cpu")
@@ -136,6 +138,39 @@ def test_parts_keep_twins_together_and_lose_nothing():
     for part in parts:
         assert torch.equal(*part.labels.chunk(2))
     assert torch.equal(torch.cat([part.noise.chunk(2)[1] for part in parts]), whole.noise.chunk(2)[1])
+
+
+@pytest.mark.parametrize("keep", ["none", "float32", "bfloat16"])
+def test_real_images_are_encoded_once_where_their_features_are_kept(keep):
+    config = settings(drift={"keep_references": keep})
+    problems = drawn(config, World(CPU))
+    torch.manual_seed(1)
+    generator = config.generator.build()
+    with torch.no_grad():  # a fresh one passes no gradient beyond its last layer
+        for parameter in generator.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    seen = []
+
+    def encoder(images):
+        seen.append(len(images))
+        return pooled_statistics(torch.cat((images, images.sin()), dim=1), patch_sizes=[2])
+
+    def gradient(parts, keep=None):
+        generator.zero_grad()
+        seen.clear()
+        loss = FeatureDriftLoss(encoder, config.drift.build(), budget=1)
+        value, _ = backward(generator, loss, problems, telemetry, parts=parts, with_terms=False, keep_references=keep)
+        return value, torch.cat([parameter.grad.flatten() for parameter in generator.parameters()])
+
+    telemetry = Telemetry(config.log, World(CPU))
+    value, expected = gradient(1)
+    found, ours = gradient(2, config.drift.kept_references)
+    generated, real = 5 * 4, 5 * (3 + 2)
+    assert sum(seen) == 3 * generated + (3 if keep == "none" else 1) * real
+    tolerance = 0.03 if keep == "bfloat16" else 1e-5
+    torch.testing.assert_close(found, value, rtol=tolerance, atol=0)
+    assert (ours - expected).norm() < tolerance * expected.norm()
+    assert isinstance(problems.positives, torch.Tensor)  # the caller's stay what they are
 
 
 def test_the_gradient_of_a_small_share_counts_less():
