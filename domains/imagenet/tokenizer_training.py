@@ -1,6 +1,6 @@
 """The settings of `python -m domains.imagenet.train_tokenizer`."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from domains.imagenet.data.section import DataSection
@@ -15,43 +15,27 @@ from drifting.training.config import (
 )
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from domains.imagenet.tokenizers.small_kl import SmallKl
 
 
 @dataclass
 class AutoencoderSection:
-    """Shape of the autoencoder. `widths`: channels per resolution, which halves between them; `layers`: blocks each."""
+    """Shape of the autoencoder, see `SmallKl`: `patch` is the ratio of the sides of images and latents."""
 
-    widths: list[int] = field(default_factory=lambda: [16, 32, 64])
-    layers: int = 1
     latent_channels: int = 4
-    groups: int = 8  # of every norm
+    patch: int = 4
+    width: int = 64
+    blocks: int = 3
 
     def __post_init__(self) -> None:
-        divided = len(self.widths) > 0 and all(width >= 1 and width % self.groups == 0 for width in self.widths)
-        require(divided, "autoencoder.widths", f"one or more multiples of groups = {self.groups}", self.widths)
-        require(self.layers >= 1, "autoencoder.layers", "at least 1", self.layers)
-        require(self.latent_channels >= 1, "autoencoder.latent_channels", "at least 1", self.latent_channels)
+        for name in ("latent_channels", "patch", "width", "blocks"):
+            require(getattr(self, name) >= 1, f"autoencoder.{name}", "at least 1", getattr(self, name))
 
-    @property
-    def downscale(self) -> int:
-        """Ratio of the sides of images and latents."""
-        return int(2 ** (len(self.widths) - 1))
+    def build(self) -> "SmallKl":
+        """The autoencoder with fresh weights."""
+        from domains.imagenet.tokenizers.small_kl import SmallKl  # some seconds, for diffusers
 
-    def build(self) -> "AutoencoderKL":
-        """The autoencoder with fresh weights; no attention, so that it takes crops and images of any size alike."""
-        from diffusers import AutoencoderKL
-
-        stages = len(self.widths)
-        return AutoencoderKL(
-            block_out_channels=tuple(self.widths),
-            down_block_types=("DownEncoderBlock2D",) * stages,
-            up_block_types=("UpDecoderBlock2D",) * stages,
-            layers_per_block=self.layers,
-            latent_channels=self.latent_channels,
-            norm_num_groups=self.groups,
-            mid_block_add_attention=False,
-        )
+        return SmallKl(**asdict(self))
 
 
 @dataclass
@@ -94,7 +78,7 @@ class TokenizerTrainingConfig:
         images = self.data.kind in ("folder", "pixels")
         require(images, "data.kind", "folder or pixels (RGB images)", self.data.kind)
         require(self.batch >= 1, "batch", "at least 1", self.batch)
-        step = self.autoencoder.downscale
+        step = self.autoencoder.patch
         require(self.crop >= 0 and self.crop % step == 0, "crop", f"a multiple of {step}, or 0 for none", self.crop)
         require(self.edge_weight >= 0, "edge_weight", "at least 0", self.edge_weight)
         require(self.kl_weight >= 0, "kl_weight", "at least 0", self.kl_weight)

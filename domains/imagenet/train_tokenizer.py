@@ -124,7 +124,7 @@ def check_fits(config: TokenizerTrainingConfig, data: ImageData) -> None:
         raise ConfigError(f"data.path must hold RGB images, got {channels} channels")
     if config.crop > min(height, width):
         raise ConfigError(f"crop must be at most {min(height, width)}, the side of the images, got {config.crop}")
-    step = config.autoencoder.downscale
+    step = config.autoencoder.patch
     if height % step or width % step:
         raise ConfigError(f"data.path must hold images with sides divisible by {step}, got {height} x {width}")
 
@@ -143,7 +143,7 @@ def random_squares(images: Tensor, side: int, source: torch.Generator) -> Tensor
 def draw_noise(config: TokenizerTrainingConfig, step: int, images: Tensor) -> Tensor:
     """Noise of the posteriors of the whole batch [batch, c, h, w] of all ranks, the same on each."""
     source = stream(config.run.seed, "posterior", step, device=images.device)
-    sides = [side // config.autoencoder.downscale for side in images.shape[2:]]
+    sides = [side // config.autoencoder.patch for side in images.shape[2:]]
     shape = (config.batch, config.autoencoder.latent_channels, *sides)
     return torch.randn(shape, generator=source, device=images.device)
 

@@ -209,7 +209,7 @@ def test_weights_that_do_not_fit_are_refused(folder, damage):
 def test_another_network_is_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"_class_name": "AutoencoderTiny"}))
-    with pytest.raises(WeightsError, match="must hold an AutoencoderKL of diffusers, got AutoencoderTiny"):
+    with pytest.raises(WeightsError, match="must hold an AutoencoderKL of diffusers or a SmallKl, got AutoencoderTiny"):
         load_tokenizer("sd_kl", folder)
     with pytest.raises(ValueError, match="one scale and shift for all channels, got one with latents_mean"):
         KlTokenizer(small_autoencoder(latents_mean=[0.1, 0.2, 0.3, 0.4]))

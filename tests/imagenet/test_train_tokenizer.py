@@ -16,7 +16,7 @@ from drifting.training.checkpoint_file import read_checkpoint
 from drifting.training.config import typed
 from drifting.training.errors import ConfigError
 
-SMALL = {"widths": [8, 8], "groups": 4}
+SMALL = {"patch": 2, "width": 8, "blocks": 1}
 
 
 @pytest.fixture
@@ -102,6 +102,18 @@ def test_the_loss_by_hand():
     assert [name for name, p in autoencoder.named_parameters() if p.grad is None] == []
 
 
+def test_a_fresh_autoencoder_is_linear_and_knows_how_bright_an_image_is():
+    torch.manual_seed(0)
+    autoencoder = AutoencoderSection(patch=4, width=8, blocks=2).build()
+    x, y = torch.randn(2, 1, 3, 16, 16)
+    means = [autoencoder.encode(image).latent_dist.mean for image in (x, y, x + y, torch.zeros_like(x))]
+    assert means[0].shape == (1, 4, 4, 4)
+    torch.testing.assert_close(means[2], means[0] + means[1] - means[3], rtol=1e-4, atol=1e-5)
+    assert autoencoder.decode(means[0]).sample.shape == x.shape
+    brighter = autoencoder.encode(2 * x).latent_dist.mean - means[3]  # a norm would not see the factor
+    torch.testing.assert_close(brighter, 2 * (means[0] - means[3]), rtol=1e-4, atol=1e-5)
+
+
 def test_edges_at_three_scales():
     assert torch.equal(edge_difference(torch.full((1, 3, 8, 8), 0.7)), torch.zeros(1))  # a shade is no edge
     ramp = torch.arange(8.0).expand(1, 1, 8, 8)  # 1 to the next pixel, 2 to the next square of 2, 4 to that of 4
@@ -131,12 +143,8 @@ def test_random_squares_are_parts_of_their_images_everywhere():
     [
         ({"crop": 20}, ConfigError, r"crop must be at most 16, the side of the images, got 20"),
         ({"crop": 3}, ValueError, r"crop must be a multiple of 2, or 0 for none, got 3"),
-        ({"autoencoder": {"widths": [8, 9], "groups": 4}}, ValueError, r"autoencoder\.widths must be one or more mult"),
-        (
-            {"autoencoder": {"widths": [8] * 6, "groups": 4}, "crop": 0},
-            ConfigError,
-            r"sides divisible by 32, got 16 x 16",
-        ),
+        ({"autoencoder": SMALL | {"patch": 0}}, ValueError, r"autoencoder\.patch must be at least 1, got 0"),
+        ({"autoencoder": SMALL | {"patch": 32}, "crop": 0}, ConfigError, r"sides divisible by 32, got 16 x 16"),
         ({"data": {"kind": "digits"}}, ValueError, r"data\.kind must be folder or pixels"),
         ({"parallel": {"parts": 2}}, ConfigError, r"parallel\.parts must be 1 for a tokenizer"),
     ],

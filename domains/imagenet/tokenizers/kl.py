@@ -15,11 +15,13 @@ from domains.imagenet.transformer import at_least_float32
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+    from domains.imagenet.tokenizers.small_kl import SmallKl
+
 KL_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
 
 class KlTokenizer(LatentTokenizer):
-    """A variational autoencoder of the diffusers library; taken over, not copied.
+    """An AutoencoderKL of the diffusers library, or a `SmallKl`; taken over, not copied.
 
     Args:
         autoencoder: gives each image a Gaussian posterior over latents.
@@ -32,11 +34,11 @@ class KlTokenizer(LatentTokenizer):
         ValueError: a scale that is not positive, or an autoencoder that standardises its latents channel by channel.
     """
 
-    autoencoder: "AutoencoderKL"
+    autoencoder: "AutoencoderKL | SmallKl"
 
     def __init__(
         self,
-        autoencoder: "AutoencoderKL",
+        autoencoder: "AutoencoderKL | SmallKl",
         *,
         scale: float | None = None,
         shift: float | None = None,
@@ -52,7 +54,7 @@ class KlTokenizer(LatentTokenizer):
             autoencoder,
             kind=kind,
             channels=int(config["latent_channels"]),
-            downscale=2 ** (len(config["block_out_channels"]) - 1),
+            downscale=config.get("patch") or 2 ** (len(config["block_out_channels"]) - 1),
             scale=config["scaling_factor"] if scale is None else scale,
             shift=(config.get("shift_factor") or 0.0) if shift is None else shift,
             dtype=dtype,
@@ -69,20 +71,25 @@ class KlTokenizer(LatentTokenizer):
         return at_least_float32(self.autoencoder.decode(z.to(weight_dtype(self.autoencoder))).sample)
 
 
-def load_kl(path: str | os.PathLike[str], *, revision: str | None = None, setting: str = "path") -> "AutoencoderKL":
-    """The AutoencoderKL of a folder or a Hub repository, every weight of which comes from there.
+def load_kl(
+    path: str | os.PathLike[str], *, revision: str | None = None, setting: str = "path"
+) -> "AutoencoderKL | SmallKl":
+    """The AutoencoderKL or SmallKl of a folder or a Hub repository, every weight of which comes from there.
 
     Raises:
         WeightsError: the files are not to be had, or are those of another network; names `setting`.
     """
     from diffusers import AutoencoderKL  # some seconds, which pixel models need not wait for
 
+    from domains.imagenet.tokenizers.small_kl import SmallKl
+
     folder = local_folder(path, files=KL_FILES, revision=revision, setting=setting)
+    kinds = {kind.__name__: kind for kind in (AutoencoderKL, SmallKl)}
     name = json.loads((folder / "config.json").read_text()).get("_class_name")
-    if name != "AutoencoderKL":
-        raise WeightsError(f"{setting}={path} must hold an AutoencoderKL of diffusers, got {name}")
+    if name not in kinds:
+        raise WeightsError(f"{setting}={path} must hold an AutoencoderKL of diffusers or a SmallKl, got {name}")
     # Without `low_cpu_mem_usage` it does not ask for another package.
-    autoencoder: AutoencoderKL = load_complete(
-        AutoencoderKL.from_pretrained, folder, setting=setting, low_cpu_mem_usage=False
+    autoencoder: AutoencoderKL | SmallKl = load_complete(
+        kinds[name].from_pretrained, folder, setting=setting, low_cpu_mem_usage=False
     )
     return autoencoder

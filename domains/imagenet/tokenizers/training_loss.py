@@ -20,6 +20,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+    from domains.imagenet.tokenizers.small_kl import SmallKl
+
 SCALES = (1, 2, 4)
 
 
@@ -38,12 +40,12 @@ class TokenizerTraining(nn.Module):
     """An autoencoder and its loss as one module, for the wrappers of many ranks; the module is taken over.
 
     Args:
-        autoencoder: of the diffusers library.
+        autoencoder: a `SmallKl`, or one of the diffusers library.
         edge_weight: e.
         kl_weight: k.
     """
 
-    def __init__(self, autoencoder: "AutoencoderKL", edge_weight: float, kl_weight: float) -> None:
+    def __init__(self, autoencoder: "AutoencoderKL | SmallKl", edge_weight: float, kl_weight: float) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.edge_weight, self.kl_weight = edge_weight, kl_weight
