@@ -113,3 +113,14 @@ def test_a_file_of_another_environment_is_refused(tmp_path):
     with pytest.raises(DemonstrationError, match=r"demos\.txt is of no known kind"):
         (tmp_path / "demos.txt").write_text(json.dumps({}))
         store_of_file(tmp_path / "demos.txt", LIFT, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("other", [{"environment": "PickPlaceCan"}, {"absolute_actions": True}, {"control_hz": 10}])
+def test_a_store_that_is_there_is_refused_like_its_file(tmp_path, other):
+    path = written(tmp_path / "demos.hdf5", random_episode(20))
+    store_of_file(path, LIFT, tmp_path / "cache")
+    (name,) = other
+    for cache in ("cache", "fresh"):
+        with pytest.raises(DemonstrationError, match=rf"demos\.hdf5: the file has task\.{name}="):
+            store_of_file(path, replace(LIFT, **other), tmp_path / cache)
+    assert len(store_of_file(path, LIFT, tmp_path / "cache")) == 1

@@ -5,7 +5,7 @@ train, valid = WindowDataset(store, observation_keys=[...]).split(config.demos.v
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,12 @@ def load_demonstrations(
 def store_of(path: Path, task: TaskConfig, cache: Path) -> ReplayStore:
     """The replay store of the file or folder `path`, with the observations of `task`, made in `cache` if need be.
 
-    It is made anew when the source's size or time has changed and its checksum with them.
+    It is made anew when the source's size or time has changed and its checksum with them. Several tasks may share it:
+    environment and kind of action are compared at every use.
     """
+    is_push_t = path.suffix == ".npz" or is_push_t_folder(path)
+    if is_push_t and task.simulator != "push_t":
+        raise DemonstrationError(f"{path} has demonstrations of PushT, the task is {task.name}")
     keys = [*task.observations, *task.images]
     name = hashlib.sha256("\n".join([str(path.resolve()), *keys]).encode()).hexdigest()[:12]
     store_path = cache / "stores" / f"{path.stem}-{name}.zarr"
@@ -56,16 +60,15 @@ def store_of(path: Path, task: TaskConfig, cache: Path) -> ReplayStore:
             store = open_store(store_path)
             same = store.source["size"] == size and store.source["changed"] == changed
             if same or store.source["sha256"] == _sha256(path):
+                _same_environment(task, store.env_args, path)
                 return store
         source = {"name": str(path), "size": size, "changed": changed, "sha256": _sha256(path)}
         if path.suffix in HDF5:
             with DemonstrationFile(path) as file:
-                _same_environment(task, file, path)
+                _same_environment(task, file.env_args, path)
                 episodes = _checked(file.episodes(keys), task)
                 return write_store(store_path, episodes, env_args=file.env_args, source=source)
-        if path.suffix == ".npz" or is_push_t_folder(path):
-            if task.simulator != "push_t":
-                raise DemonstrationError(f"{path} has demonstrations of PushT, the task is {task.name}")
+        if is_push_t:
             episodes = _checked(push_t_episodes(path, keys), task)
             return write_store(store_path, episodes, env_args=None, source=source)
     raise DemonstrationError(
@@ -79,12 +82,12 @@ def _checked(episodes: Iterator[Episode], task: TaskConfig) -> Iterator[Episode]
         yield check_episode(episode, widths=task_widths(task), action_dim=task.action_dim)
 
 
-def _same_environment(task: TaskConfig, file: DemonstrationFile, path: Path) -> None:
+def _same_environment(task: TaskConfig, env_args: Mapping[str, Any] | None, path: Path) -> None:
     """Refuse a file of another environment or kind of action; one that names no environment is taken as it is."""
-    if task.simulator != "robosuite" or file.env_args is None:
+    if task.simulator != "robosuite" or env_args is None:
         return
     try:
-        check_env_args(task, file.env_args, source=str(path))
+        check_env_args(task, env_args, source=str(path))
     except ConfigError as error:
         raise DemonstrationError(
             f"{error}. Absolute actions are made from displacements by "
