@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from domains.robotics.config import PolicyConfig
 from domains.robotics.task import TaskConfig
-from drifting.training.atomic_file import replace_text, replacing
+from drifting.training.atomic_file import replacing
 from drifting.training.config import typed
 from drifting.training.errors import ConfigError, TrainingError
 
@@ -43,20 +43,25 @@ class PolicyDescription:
 def write_policy(folder: str | os.PathLike[str], description: PolicyDescription, state: dict[str, Tensor]) -> None:
     """Write both files into `folder`, made if need be, in place of an older policy there.
 
-    config.json is taken away first and written last: a folder without it is no policy, whatever kills the process.
+    The weights come last and go first: whatever kills the process, the folder holds the older policy, the new one, or
+    none, and can be written again.
     Raises PolicyFileError if `folder` holds something else under these names.
     """
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     if (out / CONFIG).exists():
         _read_config(out / CONFIG)
-        (out / CONFIG).unlink()
     elif (out / WEIGHTS).exists():
-        raise PolicyFileError(f"{out / WEIGHTS} is of another network: {out} has no {CONFIG}. Choose another folder")
-    with replacing(out / WEIGHTS) as file:
-        file.write(save({name: value.detach().cpu().contiguous() for name, value in state.items()}))
+        raise PolicyFileError(
+            f"{out / WEIGHTS} is of another network: {out} has no {CONFIG}. Choose another folder, or delete the file"
+        )
     content = {"format": FORMAT, **dataclasses.asdict(description)}
-    replace_text(out / CONFIG, json.dumps(content, indent=2) + "\n")
+    with replacing(out / WEIGHTS) as weights, replacing(out / CONFIG) as config:
+        weights.write(save({name: value.detach().cpu().contiguous() for name, value in state.items()}))
+        weights.flush()  # a full disk is noticed while the older policy is still there
+        config.write((json.dumps(content, indent=2) + "\n").encode())
+        config.flush()
+        (out / WEIGHTS).unlink(missing_ok=True)
 
 
 def read_description(folder: str | os.PathLike[str]) -> PolicyDescription:

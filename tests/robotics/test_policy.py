@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,6 +150,45 @@ def test_a_foreign_folder_is_not_written_to(tmp_path):
     (tmp_path / "config.json").rename(tmp_path / "model.safetensors")
     with pytest.raises(PolicyFileError, match="of another network"):
         drifting().save_pretrained(tmp_path)
+
+
+class Killed(BaseException):
+    """The end of a process: nothing that it does afterwards reaches the disk."""
+
+
+@pytest.mark.parametrize("steps", range(8))
+@pytest.mark.parametrize("older", [False, True])
+def test_killed_while_it_is_saved(tmp_path, monkeypatch, steps, older):
+    first, second = drifting(), drifting(net="unet", action_steps=2)
+    if older:
+        first.save_pretrained(tmp_path)
+    left = iter(range(steps))
+    with monkeypatch.context() as patch:
+
+        def until_killed(call):
+            def counted(*arguments, **options):
+                if next(left, None) is None:
+                    raise Killed
+                return call(*arguments, **options)
+
+            return counted
+
+        for name in ("open", "replace", "unlink", "rename"):
+            patch.setattr(Path, name, until_killed(getattr(Path, name)))
+        try:
+            second.save_pretrained(tmp_path)
+        except Killed:
+            pass
+        else:
+            assert steps > 4, "nothing was killed: this test counts other calls than the save makes"
+    try:
+        found = load_policy(tmp_path).config
+        assert found in (first.config, second.config)
+    except PolicyFileError as error:
+        assert "cannot read" in str(error)
+    second.save_pretrained(tmp_path)
+    assert load_policy(tmp_path).config == second.config
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_refusals():
