@@ -8,12 +8,15 @@ import zipfile
 import numpy as np
 import pytest
 import zarr
+from task_files import task_of
 
 from domains.robotics.demonstrations import download as module
 from domains.robotics.demonstrations import human
+from domains.robotics.demonstrations.config import DemosConfig
 from domains.robotics.demonstrations.download import download
 from domains.robotics.demonstrations.episode import DemonstrationError
 from domains.robotics.demonstrations.push_t_data import actions_digest
+from domains.robotics.demonstrations.sources import load_demonstrations
 
 CONTENT = np.random.default_rng(0).bytes(1_000_003)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -198,6 +201,27 @@ def test_the_archive_of_push_t_is_fetched_unpacked_and_compared_once(server, tmp
     asked = len(server.asked)
     assert human.push_t_folder(cache, url=server.url, progress=False) == folder
     assert len(server.asked) == asked
+
+
+def test_the_archive_of_push_t_may_be_given(tmp_path, monkeypatch):
+    content, digest = push_t_archive(tmp_path)
+    monkeypatch.setattr(human, "PUBLISHED_ACTIONS", digest)
+    archive = tmp_path / "pusht.zip"
+    archive.write_bytes(content)
+    demos = DemosConfig(source="human", path=str(archive), cache=str(tmp_path / "cache"))
+    store = load_demonstrations(task_of("push_t"), demos, horizon=8)
+    assert store.episode_ends.tolist() == [12, 30]
+    assert archive.read_bytes() == content
+    with monkeypatch.context() as patch:
+        patch.delattr(human, "unpack")  # once is enough
+        assert load_demonstrations(task_of("push_t"), demos, horizon=8).path == store.path
+    (tmp_path / "another").mkdir()
+    archive.write_bytes(push_t_archive(tmp_path / "another", steps=31)[0])
+    for _ in range(2):
+        with pytest.raises(DemonstrationError, match=r"pusht\.zip holds other actions than the published ones"):
+            load_demonstrations(task_of("push_t"), demos)
+    with pytest.raises(DemonstrationError, match=r"pusht\.zip is of no known kind"):
+        load_demonstrations(task_of("lift"), demos)
 
 
 def test_damaged_archives_are_refused(tmp_path):

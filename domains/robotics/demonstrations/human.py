@@ -29,7 +29,7 @@ OTHERWISE = "Where there is network, fetch it, then give demos.path=FILE; demos.
 
 
 def human_demonstrations(task: TaskConfig, config: DemosConfig, *, progress: bool = True) -> Path:
-    """The file or folder of `task`'s human demonstrations on this machine, downloaded if need be.
+    """The file or folder of `task`'s human demonstrations on this machine, downloaded and unpacked if need be.
 
     Raises:
         DemonstrationError: the given path does not exist, nothing is published for the task, or it cannot be had.
@@ -38,7 +38,8 @@ def human_demonstrations(task: TaskConfig, config: DemosConfig, *, progress: boo
         path = Path(config.path).expanduser()
         if not path.exists():
             raise DemonstrationError(f"demos.path={config.path} does not exist")
-        return path
+        given_archive = task.simulator == "push_t" and path.suffix == ".zip"
+        return unpacked_push_t(path, cache_folder(config.cache)) if given_archive else path
     folder = cache_folder(config.cache)
     if task.simulator == "push_t":
         return push_t_folder(folder, progress=progress)
@@ -62,14 +63,26 @@ def push_t_folder(cache: Path, *, url: str = PUSH_T_URL, progress: bool = True) 
         archive = cache / "pusht.zip"
         if not archive.exists():
             download(url, archive, advice=OTHERWISE, progress=progress)
-        unpack(archive, folder)
-        if (found := actions_digest(folder)) != PUBLISHED_ACTIONS:
-            shutil.rmtree(folder)
-            raise DemonstrationError(
-                f"{archive} holds other actions than the published ones, sha256 {found}; delete it"
-            )
+        unpack_published(archive, folder)
         archive.unlink()
     return folder
+
+
+def unpacked_push_t(archive: Path, cache: Path) -> Path:
+    """The zarr folder of a copy of the published archive, unpacked once into `cache`; errors as `push_t_folder`."""
+    folder = cache / f"pusht-{file_sha256(archive)[:12]}" / PUSH_T_FOLDER
+    with one_maker(folder):
+        if not folder.is_dir():
+            unpack_published(archive, folder)
+    return folder
+
+
+def unpack_published(archive: Path, folder: Path) -> None:
+    """As `unpack`; DemonstrationError, and no folder, where the actions are not those that were published."""
+    unpack(archive, folder)
+    if (found := actions_digest(folder)) != PUBLISHED_ACTIONS:
+        shutil.rmtree(folder)
+        raise DemonstrationError(f"{archive} holds other actions than the published ones, sha256 {found}; delete it")
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -73,7 +73,7 @@ def store_of(path: Path, task: TaskConfig, cache: Path) -> ReplayStore:
             return write_store(store_path, episodes, env_args=None, source=source)
     raise DemonstrationError(
         f"{path} is of no known kind: give an HDF5 file of robomimic's schema ({' or '.join(HDF5)}), "
-        "or PushT's replay as a zarr folder or .npz"
+        "or PushT's replay as a zarr folder, .npz or the published .zip"
     )
 
 
