@@ -1,5 +1,6 @@
 """Policies to play: the last checkpoints of a training run, or a folder that `save_pretrained` wrote."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,17 +90,28 @@ class TrainedPolicies:
         return [step_of(path) for path in self.checkpoints] or [0]
 
     def load(self, device: torch.device) -> Iterator[tuple[int, ChunkPolicy]]:
-        """Each policy with its averaged weights (the first decay), frozen, and its training step."""
-        if self.config is None:
-            yield 0, self._ready(load_policy(self.folder, device=device), device)
-            return
-        for path in self.checkpoints:
-            policy = build_policy(self.config)
-            ema = Ema(policy, self.config.ema.decays, warmup=self.config.ema.warmup)
-            step = restore_entries(path, ema=ema)
-            policy.load_state_dict(ema.model().state_dict())
-            yield step, self._ready(policy, device)
+        """Each policy with its averaged weights (the first decay), frozen, and its training step.
 
-    def _ready(self, policy: ChunkPolicy, device: torch.device) -> ChunkPolicy:
-        policy.config = self.policy
-        return policy.to(device).eval().requires_grad_(False)
+        All are read now, and moved to `device` when their turn comes: a run that is still training deletes its oldest
+        checkpoints while these are played.
+        """
+        if self.config is None:
+            found = deque([(0, load_policy(self.folder))])
+        else:
+            found = deque(_average(path, self.config) for path in self.checkpoints)
+
+        def in_turn() -> Iterator[tuple[int, ChunkPolicy]]:
+            while found:
+                step, policy = found.popleft()
+                policy.config = self.policy
+                yield step, policy.to(device).eval().requires_grad_(False)
+
+        return in_turn()
+
+
+def _average(path: Path, config: RoboticsConfig) -> tuple[int, ChunkPolicy]:
+    policy = build_policy(config)
+    ema = Ema(policy, config.ema.decays, warmup=config.ema.warmup)
+    step = restore_entries(path, ema=ema)
+    policy.load_state_dict(ema.model().state_dict())
+    return step, policy
