@@ -136,9 +136,12 @@ class ChunkPolicy(nn.Module):
         first = self.config.observation_steps - 1
         return self.sample(observation, 1, generator)[:, 0, first : first + self.config.action_steps]
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors into `folder`; see `pretrained_policy`."""
-        write_policy(folder, PolicyDescription(self.task, self.config), self.state_dict())
+    def save_pretrained(self, folder: str | os.PathLike[str], *, demonstrations: str = "unknown") -> None:
+        """Write config.json and model.safetensors into `folder`; see `pretrained_policy`.
+
+        `demonstrations`: what it was trained on, "scripted" or "human", for tables of results.
+        """
+        write_policy(folder, PolicyDescription(self.task, self.config, demonstrations), self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Self:

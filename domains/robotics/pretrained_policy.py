@@ -34,10 +34,11 @@ class PolicyFileError(TrainingError):
 
 @dataclass
 class PolicyDescription:
-    """What config.json describes."""
+    """What config.json describes. `demonstrations`: `demos.source` of the training."""
 
     task: TaskConfig
     policy: PolicyConfig
+    demonstrations: str = "unknown"
 
 
 def write_policy(folder: str | os.PathLike[str], description: PolicyDescription, state: dict[str, Tensor]) -> None:

@@ -115,7 +115,7 @@ def main(config: RoboticsConfig) -> None:
         stop.announce(run_dir, step=state.step, total=steps)
     elif world.is_main:
         averaged, _ = load_average(run_dir, build_policy(config), config.ema)
-        averaged.save_pretrained(run_dir / "policy")
+        averaged.save_pretrained(run_dir / "policy", demonstrations=config.demos.source)
         print(f"policy: {run_dir / 'policy'}")
         play(config, run_dir)
 

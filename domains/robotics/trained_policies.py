@@ -21,11 +21,13 @@ from drifting.training.run_dir import RESOLVED, load_config
 
 @dataclass(frozen=True)
 class TrainedPolicies:
-    """The policies of `folder`, oldest first; each is loaded when it is asked for."""
+    """The policies of `folder`, oldest first, and how they are played."""
 
     folder: Path
     task: TaskConfig
     policy: PolicyConfig
+    trained: PolicyConfig  # `policy` as it was trained
+    demonstrations: str  # where the training's came from
     checkpoints: tuple[Path, ...]  # none in a folder of `save_pretrained`
     config: RoboticsConfig | None  # likewise
 
@@ -38,12 +40,13 @@ class TrainedPolicies:
         """
         if (folder / CONFIG).exists() and not (folder / RESOLVED).exists():
             found = read_description(folder)
-            return cls(folder, found.task, found.policy, (), None)
+            return cls(folder, found.task, found.policy, found.policy, found.demonstrations, (), None)
         config = load_config(folder, RoboticsConfig)
         paths = checkpoint_paths(folder)
         if not paths:
             raise CheckpointError(f"{folder} has no checkpoint yet. Train first, or wait for the first one.")
-        return cls(folder, config.task, config.policy, tuple(paths[-last:]), config)
+        own = config.policy
+        return cls(folder, config.task, own, own, config.demos.source, tuple(paths[-last:]), config)
 
     def sampled_by(self, sampler: str | None, inference_steps: int | None) -> "TrainedPolicies":
         """The same weights of a diffusion baseline with another sampler or number of steps; None keeps what it has."""
@@ -70,16 +73,11 @@ class TrainedPolicies:
             raise ConfigError(str(error)) from error
 
     @property
-    def demonstrations(self) -> str:
-        """Where the training's came from, as far as the folder says."""
-        return "unknown" if self.config is None else self.config.demos.source
-
-    @property
     def label(self) -> str:
         """What is played, in file names and tables: "drifting", "diffusion ddim 16"."""
         policy = self.policy
-        own = policy.action_steps if self.config is None else self.config.policy.action_steps
-        often = "" if own == policy.action_steps else f" {policy.action_steps} actions"
+        asked_otherwise = policy.action_steps != self.trained.action_steps
+        often = f" {policy.action_steps} actions" if asked_otherwise else ""
         if policy.kind != "diffusion":
             return policy.kind + often
         return f"{policy.kind} {policy.diffusion.sampler} {policy.diffusion.inference_steps}{often}"

@@ -22,6 +22,7 @@ from domains.robotics.config import (
 from domains.robotics.demonstrations.config import DemosConfig
 from domains.robotics.demonstrations.episode import DemonstrationError
 from domains.robotics.policy_kinds import load_policy
+from domains.robotics.pretrained_policy import read_description
 from domains.robotics.task import TaskConfig
 from drifting.training.checkpoint_file import checkpoint_paths
 from drifting.training.config import CheckpointConfig, EmaConfig, LogConfig, OptimConfig, ParallelConfig, RunConfig
@@ -108,6 +109,7 @@ def test_a_run_writes_figures_checkpoints_and_a_policy(tmp_path, demos):
     assert {"loss", "drift_rms", "spread", "grad_norm", "lr"} <= lines[0].keys()
     assert ["held_out/es" in line for line in lines] == [False, True, False, True]
     assert [path.name for path in checkpoint_paths(run_dir)] == [f"step_{step:08d}.pt" for step in (4, 8, 12)]
+    assert read_description(run_dir / "policy").demonstrations == "human"
     policy = load_policy(run_dir / "policy")
     actions = policy.act({"keypoint": torch.full((1, 2, 18), 250.0), "agent_pos": torch.full((1, 2, 2), 250.0)})
     assert actions.shape == (1, 4, 2)
