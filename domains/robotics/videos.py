@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -44,6 +45,12 @@ def save_video(path: Path, frames: Sequence[np.ndarray], *, fps: int = 10) -> Pa
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
     return path
+
+
+def check_encoder(frames: Sequence[np.ndarray]) -> None:
+    """Encode `frames` and throw the video away: raises now what `save_video` would raise at the end of the work."""
+    with TemporaryDirectory() as folder:
+        save_video(Path(folder) / "trial.mp4", frames)
 
 
 def save_frame_sheet(

@@ -149,12 +149,13 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _record_environment(path: Path) -> None:
     """Append this environment unless the run's last start had the same one; a resumed run may have seen several."""
     seen = json.loads(path.read_text()) if path.exists() else []
-    now = _environment()
+    now = environment()
     if not seen or seen[-1] != now:
         replace_text(path, json.dumps([*seen, now], indent=2) + "\n")
 
 
-def _environment() -> dict[str, str | None]:
+def environment() -> dict[str, str | None]:
+    """Commit, versions and processors of this process, for logs of what it computes."""
     return {
         "commit": _git_commit(),
         "python": platform.python_version(),

@@ -2,12 +2,16 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from PIL import Image
 from small_policies import small_config
 from task_files import task_of
@@ -17,14 +21,17 @@ pytest.importorskip("imageio_ffmpeg")
 
 import imageio_ffmpeg
 
-from domains.robotics.config import DiffusionConfig, DriftConfig, RoboticsConfig
+from domains.robotics import evaluate as evaluate_module
+from domains.robotics.config import CONFIGS, DiffusionConfig, DriftConfig, RoboticsConfig
 from domains.robotics.environments.vectorized import VectorEnvironment
-from domains.robotics.evaluate import EvaluateConfig, evaluate
+from domains.robotics.evaluate import EvaluateConfig, command_of, evaluate, folder_of
+from domains.robotics.played import Played
 from domains.robotics.policy_kinds import build_policy
-from domains.robotics.rollout import roll_out
+from domains.robotics.rollout import EpisodeResult, roll_out
 from domains.robotics.trained_policies import TrainedPolicies
 from drifting.training.checkpoint import Checkpoint
-from drifting.training.config import CheckpointConfig, EmaConfig, RunConfig
+from drifting.training.checkpoint_file import checkpoint_paths
+from drifting.training.config import CheckpointConfig, EmaConfig, RunConfig, typed
 from drifting.training.ema import Ema
 from drifting.training.errors import CheckpointError, ConfigError, RunDirError
 from drifting.training.run_dir import open_run
@@ -73,7 +80,7 @@ def scores(policy, seeds):
 def test_a_run_is_scored_by_its_last_checkpoints(tmp_path, capsys):
     run_dir, policies = run_of(tmp_path)
     log = evaluate(EvaluateConfig(run=str(run_dir), episodes=3, checkpoints=2, seats=2, videos=2, video_size=96))
-    out = run_dir / "eval-drifting"
+    out = run_dir / "eval-drifting-episodes-3-checkpoints-2"
     assert json.loads((out / "eval_log.json").read_text()) == json.loads(json.dumps(log))
     assert [row["step"] for row in log["checkpoints"]] == [20, 30]
     seeds = range(100_000, 100_003)
@@ -85,6 +92,8 @@ def test_a_run_is_scored_by_its_last_checkpoints(tmp_path, capsys):
     assert log["policy"] == "drifting"
     assert log["demonstrations"] == "scripted"
     assert 0 < log["latency"]["p50_ms"] <= log["latency"]["p99_ms"]
+    environment = json.loads((run_dir / "environment.json").read_text())[-1]
+    assert (log["environment"], log["latency"]["cpu"]) == (environment, environment["cpu"])
     for seed in (100_000, 100_001):
         reader = imageio_ffmpeg.read_frames(str(out / log[f"test/sim_video_{seed}"]))
         assert next(reader)["size"] == (96, 96)
@@ -101,17 +110,21 @@ def test_fewer_checkpoints_than_asked_for_are_said(tmp_path, capsys):
     log = evaluate(EvaluateConfig(run=str(run_dir), episodes=1, videos=0))
     assert len(log["checkpoints"]) == 1
     assert "the run has 1 checkpoint, 10 were asked for" in capsys.readouterr().out
-    assert not (run_dir / "eval-drifting" / "media").exists()
+    assert not list(run_dir.glob("eval-*/media"))
 
 
 def test_a_saved_policy_is_played_too(tmp_path):
     _, policies = run_of(tmp_path / "runs", steps=(10,))
-    policies[10].save_pretrained(tmp_path / "saved")
+    policies[10].save_pretrained(tmp_path / "saved", demonstrations="human")
     log = evaluate(EvaluateConfig(run=str(tmp_path / "saved"), episodes=2, videos=0, out=str(tmp_path / "here")))
     assert (tmp_path / "here" / "eval_log.json").exists()
     seeds = range(100_000, 100_002)
     assert [log[f"test/sim_max_reward_{seed}"] for seed in seeds] == pytest.approx(scores(policies[10], seeds))
-    assert log["demonstrations"] == "unknown"
+    assert log["demonstrations"] == "human"
+    few = policies[10].config.action_steps - 1
+    assert TrainedPolicies.find(tmp_path / "saved", last=1).executing(few).label == f"drifting {few} actions"
+    policies[10].save_pretrained(tmp_path / "saved")
+    assert TrainedPolicies.find(tmp_path / "saved", last=1).demonstrations == "unknown"
 
 
 def test_a_baseline_may_be_sampled_otherwise(tmp_path):
@@ -133,7 +146,7 @@ def test_a_baseline_may_be_sampled_otherwise(tmp_path):
         found.sampled_by(None, 9)
     log = evaluate(EvaluateConfig(run=str(run_dir), episodes=1, videos=0, sampler="ddim", inference_steps=2))
     assert log["policy"] == "diffusion ddim 2"
-    assert (run_dir / "eval-diffusion-ddim-2" / "eval_log.json").exists()
+    assert (run_dir / "eval-diffusion-ddim-2-episodes-1" / "eval_log.json").exists()
 
 
 def test_fewer_actions_may_be_executed_before_the_policy_is_asked_again(tmp_path):
@@ -179,6 +192,100 @@ def test_what_is_refused(tmp_path):
         EvaluateConfig(run="x", video_size=97)
 
 
+def no_rollout(*_, **__):
+    raise AssertionError("nothing should be played")
+
+
+@pytest.mark.parametrize(
+    ("settings", "broken", "message"),
+    [
+        ({"video_size": 64}, None, "pictures of push_t must be at least 96 pixels wide, got 64"),
+        ({}, "imageio_ffmpeg", "needs the package imageio_ffmpeg, which is not installed"),
+    ],
+)
+def test_what_videos_need_is_missed_before_anything_is_played(tmp_path, monkeypatch, settings, broken, message):
+    run_dir, _ = run_of(tmp_path)
+    monkeypatch.setattr(evaluate_module, "roll_out", no_rollout)
+    if broken:
+        monkeypatch.setitem(sys.modules, broken, None)
+    with pytest.raises(ConfigError, match=message):
+        evaluate(EvaluateConfig(run=str(run_dir), episodes=1, videos=1, **({"video_size": 96} | settings)))
+
+
+def test_an_interrupted_evaluation_continues(tmp_path, monkeypatch, capsys):
+    run_dir, _ = run_of(tmp_path)
+    config = EvaluateConfig(run=str(run_dir), episodes=2, seats=2, videos=0)
+    expected = evaluate(replace(config, out=str(tmp_path / "whole")))
+    played = []
+
+    def interrupted(policy, *arguments, **options):
+        if len(played) == 2:
+            raise KeyboardInterrupt
+        played.append(policy)
+        return roll_out(policy, *arguments, **options)
+
+    monkeypatch.setattr(evaluate_module, "roll_out", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config)
+    capsys.readouterr()
+    played.pop()
+    log = evaluate(config)
+    assert len(played) == 2  # the one that was not played to the end, and none that was
+    assert capsys.readouterr().out.count("(played before)") == 2
+    changing = {"latency", "seconds", "command"}
+    for key in expected.keys() - changing:
+        assert log[key] == expected[key], key
+    assert [path.name for path in (run_dir / "eval-drifting-episodes-2").iterdir()] == ["eval_log.json"]
+
+
+def test_what_was_played_otherwise_is_played_again(tmp_path):
+    _, policies = run_of(tmp_path)
+    played = Played(tmp_path / "played.json", {"seats": 2, "crop": (1, 2)})
+    episodes = [EpisodeResult(seed=7, max_reward=0.25, success=True, stages=1, steps=3, frames=["a picture"])]
+    assert played.add(policies[10], episodes, 1.5).episodes == episodes
+    (found,) = Played(tmp_path / "played.json", {"seats": 2, "crop": (1, 2)}).find(policies[10]).episodes
+    assert found == replace(episodes[0], frames=[])
+    assert played.find(policies[20]) is None
+    assert Played(tmp_path / "played.json", {"seats": 3, "crop": (1, 2)}).find(policies[10]) is None
+
+
+def test_checkpoints_may_go_while_they_are_played(tmp_path):
+    run_dir, policies = run_of(tmp_path)
+    loaded = TrainedPolicies.find(run_dir, last=3).load(torch.device("cpu"))
+    for path in checkpoint_paths(run_dir):
+        path.unlink()
+    for step, policy in loaded:
+        weights = policy.state_dict()
+        assert all(torch.equal(weights[name], value) for name, value in policies[step].state_dict().items())
+
+
+def test_evaluations_of_other_settings_have_other_folders():
+    whole = EvaluateConfig(run="runs/lift", workers=2, videos=0)
+    assert folder_of(whole, "drifting") == Path("runs/lift/eval-drifting")
+    assert folder_of(replace(whole, out="here"), "drifting") == Path("here")
+    others = [
+        {"episodes": 2},
+        {"checkpoints": 1},
+        {"first_seed": 7},
+        {"noise_seed": 1},
+        {"episodes": 2, "noise_seed": 1},
+    ]
+    folders = [folder_of(replace(whole, **other), "drifting 2 actions").name for other in others]
+    assert folders[2] == "eval-drifting-2-actions-first-seed-7"
+    assert len(set(folders)) == len(others)
+
+
+def test_the_logged_command_is_that_of_the_evaluation():
+    """Whatever process called it, a training included."""
+    config = EvaluateConfig(run="runs/it's a=b, c", episodes=3, timeout=12.5, sampler="ddim", out="some/where")
+    _, _, module, *overrides = shlex.split(command_of(config))
+    assert module == "domains.robotics.evaluate"
+    ConfigStore.instance().store(name="robotics_evaluate_schema", node=EvaluateConfig)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        given = compose(config_name="robotics_evaluate", overrides=overrides)
+    assert typed(given, EvaluateConfig) == config
+
+
 @pytest.mark.slow
 def test_the_command(tmp_path):
     run_dir, _ = run_of(tmp_path, steps=(10,))
@@ -191,7 +298,10 @@ def test_the_command(tmp_path):
     done = call(f"run={run_dir}", "episodes=2", "videos=1", "workers=2", "checkpoints=1")
     assert done.returncode == 0, done.stderr
     assert "success" in done.stdout
-    assert (run_dir / "eval-drifting" / "media" / "seed_100000.mp4").exists()
+    out = run_dir / "eval-drifting-episodes-2-checkpoints-1"
+    assert (out / "media" / "seed_100000.mp4").exists()
+    given = json.loads((out / "eval_log.json").read_text())["command"]
+    assert given == f"python -m domains.robotics.evaluate run={run_dir} episodes=2 checkpoints=1 workers=2 videos=1"
     wrong = call("run=nowhere")
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("error: nowhere is not a run directory")
