@@ -26,12 +26,12 @@ from domains.robotics.default_experiment import with_experiment
 from domains.robotics.held_out import held_out_figures
 from domains.robotics.policy import DriftingPolicy
 from domains.robotics.policy_kinds import build_policy
+from domains.robotics.start_checks import FREE, check_start
 from domains.robotics.training_data import TrainingData, find_neighbours, fit_normalizers, load_windows
 from drifting.training.checkpoint import Checkpoint, load_average
 from drifting.training.command_line import command
 from drifting.training.draws import seed_of, stream
 from drifting.training.ema import Ema
-from drifting.training.errors import ConfigError
 from drifting.training.launch import prepare
 from drifting.training.launcher import read_placement
 from drifting.training.nonfinite_report import naming_features
@@ -50,7 +50,7 @@ def main(config: RoboticsConfig) -> None:
     """Train, checkpoint, save the averaged policy, and play it."""
     # Everything that can refuse comes before the run directory: a start that fails leaves no trace.
     world = prepare(config.run, config.parallel)
-    check_fits(config, world)
+    check_start(config, world)
     data = load_windows(config, world.device)
     seed_everything(config.run.seed)
     policy = build_policy(config).to(world.device)
@@ -67,7 +67,7 @@ def main(config: RoboticsConfig) -> None:
     optimizer = build_optimizer(policy, config.optim)
     state = TrainState()
 
-    run_dir = open_run(config.run, config, free="eval")
+    run_dir = open_run(config.run, config, free=FREE)
     checkpoint = Checkpoint(
         run_dir, keep=config.checkpoint.keep, policy=policy, ema=ema, optimizer=optimizer, state=state
     )
@@ -118,19 +118,6 @@ def main(config: RoboticsConfig) -> None:
         averaged.save_pretrained(run_dir / "policy", demonstrations=config.demos.source)
         print(f"policy: {run_dir / 'policy'}")
         play(config, run_dir)
-
-
-def check_fits(config: RoboticsConfig, world: World) -> None:
-    """Refuse what this domain does not do, before anything is made."""
-    if world.mesh is not None:
-        raise ConfigError(
-            f"parallel.mode must be single or ddp, got {config.parallel.mode}: a policy's weights fit on every rank"
-        )
-    config.parallel.refuse_sharing("for robot policies, whose samples are small")
-    if config.drift.neighbours and config.policy.kind == "diffusion":
-        raise ConfigError("drift.neighbours must be 0 with policy.kind=diffusion: they belong to the drifting loss")
-    if config.drift.neighbours and not config.task.observations:
-        raise ConfigError(f"drift.neighbours must be 0 for {config.task.name}, which has images only")
 
 
 def own_draws(policy: ChunkPolicy, config: RoboticsConfig, world: World, step: int) -> dict[str, Tensor]:

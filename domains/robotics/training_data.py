@@ -10,7 +10,6 @@ from domains.robotics.chunk_policy import ChunkPolicy
 from domains.robotics.config import RoboticsConfig
 from domains.robotics.demonstrations.sources import load_demonstrations
 from domains.robotics.demonstrations.windows import WindowDataset, Windows
-from drifting.training.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,7 @@ def load_windows(config: RoboticsConfig, device: torch.device) -> TrainingData:
         action_steps=policy.action_steps,
         observation_keys=[*task.observations, *task.images],
     )
-    if config.demos.validation_episodes >= len(store):
-        raise ConfigError(
-            f"demos.validation_episodes must leave a demonstration to train on, of {len(store)} in all, "
-            f"got {config.demos.validation_episodes}"
-        )
+    config.demos.check_held_out(len(store))
     train, valid = windows.split(config.demos.validation_episodes, seed=config.demos.seed)
     held_out = None
     if valid is not None:

@@ -42,10 +42,30 @@ def open_run(run: RunConfig, config: object, *, free: str | Sequence[str] = ()) 
 
     Raises RunDirError, and changes nothing, if the folder holds other files, another configuration, or another process.
     """
-    run_dir = Path(run.root) / run.name
-    names = (free,) if isinstance(free, str) else tuple(free)
-    on_first_rank(lambda: _open(run_dir, config, (LOCATION, LOG, *SHARING, *names)), RunDirError)
+    run_dir, may_differ = Path(run.root) / run.name, _may_differ(free)
+    on_first_rank(lambda: _open(run_dir, config, may_differ), RunDirError)
     return run_dir
+
+
+def check_run(run: RunConfig, config: object, *, free: str | Sequence[str] = ()) -> None:
+    """Refuse what `open_run` would refuse, and make nothing, for commands with long work before it; a collective call.
+
+    A run that exists is locked from now on.
+    """
+    run_dir, may_differ = Path(run.root) / run.name, _may_differ(free)
+    on_first_rank(lambda: _check(run_dir, config, may_differ), RunDirError)
+
+
+def _may_differ(free: str | Sequence[str]) -> tuple[str, ...]:
+    return (LOCATION, LOG, *SHARING, *((free,) if isinstance(free, str) else free))
+
+
+def _check(run_dir: Path, config: object, free: tuple[str, ...]) -> None:
+    if (run_dir / RESOLVED).exists():
+        _lock(run_dir)
+        _refuse_other(run_dir, config, free)
+    elif run_dir.exists():
+        _refuse_foreign(run_dir)
 
 
 def _open(run_dir: Path, config: object, free: tuple[str, ...]) -> None:
@@ -54,11 +74,10 @@ def _open(run_dir: Path, config: object, free: tuple[str, ...]) -> None:
         _refuse_foreign(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     _lock(run_dir)
-    text = OmegaConf.to_yaml(OmegaConf.structured(config))
     if saved.exists():
-        _refuse_other(run_dir, _flatten(_read_yaml(saved)), _flatten(_plain(OmegaConf.create(text))), free)
+        _refuse_other(run_dir, config, free)
     else:
-        replace_text(saved, text)
+        replace_text(saved, OmegaConf.to_yaml(OmegaConf.structured(config)))
     _record_environment(run_dir / ENVIRONMENT)
 
 
@@ -108,7 +127,9 @@ def _lock(run_dir: Path) -> None:
         ) from error
 
 
-def _refuse_other(run_dir: Path, saved: dict[str, Any], asked: dict[str, Any], free: tuple[str, ...]) -> None:
+def _refuse_other(run_dir: Path, config: object, free: tuple[str, ...]) -> None:
+    saved = _flatten(_read_yaml(run_dir / RESOLVED))
+    asked = _flatten(_plain(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config)))))
     absent = "(absent)"
     differing = [
         f"  {key}: {saved.get(key, absent)} -> {asked.get(key, absent)}"

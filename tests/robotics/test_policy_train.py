@@ -23,11 +23,13 @@ from domains.robotics.demonstrations.config import DemosConfig
 from domains.robotics.demonstrations.episode import DemonstrationError
 from domains.robotics.policy_kinds import load_policy
 from domains.robotics.pretrained_policy import read_description
+from domains.robotics.start_checks import check_start
 from domains.robotics.task import TaskConfig
 from drifting.training.checkpoint_file import checkpoint_paths
 from drifting.training.config import CheckpointConfig, EmaConfig, LogConfig, OptimConfig, ParallelConfig, RunConfig
-from drifting.training.errors import ConfigError, NonFiniteError
+from drifting.training.errors import ConfigError, NonFiniteError, RunDirError
 from drifting.training.metrics_log import read_metrics
+from drifting.training.world import World
 
 CHECKOUT = Path(__file__).parents[2]
 PUSH_T = TaskConfig(
@@ -173,6 +175,34 @@ def test_what_does_not_fit_is_refused_before_a_run_is_made(tmp_path, demos, sect
     with pytest.raises(ConfigError, match=message):
         trained(configured(tmp_path / "runs", demos, **sections))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": BatchConfig(3)}, r"batch\.size must be at least 4"),
+        ({"task": replace(PUSH_T, images={"image": 64})}, r"policy\.image\.crop must be at most 64"),
+        ({"demos": DemosConfig(episodes=8)}, r"validation_episodes must leave a demonstration .* of 8 in all, got 8"),
+        ({"policy": small_config(kind="diffusion")}, "needs diffusers"),
+        ({"eval": EvalConfig(episodes=1)}, r"the package gym_pusht, which is not installed.* eval\.episodes=0 trains"),
+    ],
+)
+def test_what_needs_no_demonstrations_is_refused_before_they_are_made(tmp_path, demos, monkeypatch, change, message):
+    for name in ("diffusers", "gym_pusht"):
+        monkeypatch.setitem(sys.modules, name, None)
+    config = replace(configured(tmp_path / "runs", demos), **change)
+    with pytest.raises(ConfigError, match=message):
+        check_start(config, World(torch.device("cpu"), size=4))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_taken_name_is_refused_before_demonstrations_are_made(tmp_path, demos, monkeypatch):
+    trained(configured(tmp_path, demos, steps=1))
+    monkeypatch.setattr(train, "load_windows", lambda *_: pytest.fail("demonstrations are made"))
+    with pytest.raises(RunDirError, match=r"batch\.size: 5 -> 6"):
+        trained(configured(tmp_path, demos, steps=1, batch=BatchConfig(6)))
+    with pytest.raises(ConfigError, match="validation_episodes"):
+        trained(configured(tmp_path, DemosConfig(episodes=1), name="other"))
 
 
 def test_every_demonstration_held_out_is_refused(tmp_path, demos):

@@ -11,7 +11,7 @@ import pytest
 
 from drifting.training.config import OptimConfig, ParallelConfig, RunConfig
 from drifting.training.errors import RunDirError
-from drifting.training.run_dir import load_config, open_run
+from drifting.training.run_dir import check_run, load_config, open_run
 
 
 @dataclass
@@ -138,14 +138,35 @@ def test_second_process_is_refused_while_the_first_one_lives(tmp_path):
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(RunDirError, match="another process is training"):
             open_run(config(tmp_path).run, config(tmp_path))
+        (run_dir / "resolved.yaml").touch()
+        with pytest.raises(RunDirError, match="another process is training"):
+            check_run(config(tmp_path).run, config(tmp_path))
     finally:
         holder.kill()
         holder.communicate()
+    (run_dir / "resolved.yaml").unlink()
     open_run(config(tmp_path).run, config(tmp_path))
     # And ours keeps others out.
     attempt = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     other = subprocess.run([sys.executable, "-c", attempt, str(run_dir / ".lock")], capture_output=True, text=True)
     assert "BlockingIOError" in other.stderr
+
+
+def test_a_run_is_refused_ahead_of_its_start_by_the_same_errors(tmp_path):
+    asked = config(tmp_path)
+    check_run(asked.run, asked)
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.tex").touch()
+    with pytest.raises(RunDirError, match=r"thesis\.tex"):
+        check_run(asked.run, asked)
+    (tmp_path / "a" / "thesis.tex").unlink()
+    open_run(asked.run, asked)
+    check_run(asked.run, asked)
+    other = config(tmp_path, lr=0.7)
+    with pytest.raises(RunDirError, match=r"optim\.lr: .* -> 0\.7"):
+        check_run(other.run, other)
+    check_run(other.run, other, free="optim")
 
 
 def test_environment_lists_each_environment_once_and_nothing_private(tmp_path):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from drifting.training.config import require
+from drifting.training.errors import ConfigError
 
 SOURCES = ("scripted", "human")
 EVALUATION_SEED = 100_000  # evaluation resets to this seed and above, demonstrations stay below
@@ -38,3 +39,11 @@ class DemosConfig:
         require(quiet, "demos.noise", "at least 0 and finite, or null for the task's", self.noise)
         require(self.validation_episodes >= 0, "demos.validation_episodes", "at least 0", self.validation_episodes)
         require(self.workers >= 1, "demos.workers", "at least 1", self.workers)
+
+    def check_held_out(self, episodes: int) -> None:
+        """Raise ConfigError if `validation_episodes` leave nothing to train on, of so many `episodes`."""
+        if self.validation_episodes >= episodes:
+            raise ConfigError(
+                f"demos.validation_episodes must leave a demonstration to train on, of {episodes} in all, "
+                f"got {self.validation_episodes}"
+            )
