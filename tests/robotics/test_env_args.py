@@ -102,6 +102,74 @@ def test_a_file_of_another_task_is_refused(task, named):
         check_env_args(task, FLAT, source="demo.hdf5")
 
 
+# As the files of robosuite 1.5 that robomimic publishes describe their arms.
+PUBLISHED = FLAT["env_kwargs"]["controller_configs"] | {
+    "impedance_mode": "fixed",
+    "kp_limits": [0, 300],
+    "damping_limits": [0, 10],
+    "uncouple_pos_ori": True,
+    "input_ref_frame": "world",
+    "gripper": {"type": "GRIP"},
+}
+
+
+def described(name, arm, **changes):
+    """Of a file of this task whose arms have the controller `arm` with some `changes`; None takes one away."""
+    given = env_args_of(task_of(name), version="1.5.1")
+    part = {key: value for key, value in (arm | changes).items() if value is not None}
+    given["env_kwargs"]["controller_configs"] = {"type": "BASIC", "body_parts": {"right": part}}
+    return given
+
+
+def test_published_files_and_other_spellings_of_the_same_motion_pass():
+    for name in ("lift", "can", "square", "tool_hang", "transport"):
+        check_env_args(task_of(name), described(name, PUBLISHED))
+    check_env_args(task_of("lift"), FLAT)
+    same = {"kp": [150.0] * 6, "damping": None, "output_max": None, "impedance_mode": None}
+    check_env_args(task_of("lift"), described("lift", PUBLISHED, **same))
+    # One robot's base is not turned.
+    check_env_args(task_of("lift"), described("lift", PUBLISHED, input_ref_frame="base"))
+    poses = {"input_type": "absolute", "input_max": 10, "input_min": -10}
+    check_env_args(task_of("lift", absolute_actions=True), described("lift", PUBLISHED, **poses))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("output_max", [0.01] * 3 + [0.5] * 3),
+        ("output_min", -0.05),
+        ("input_max", 2),
+        ("kp", 50),
+        ("damping", 0.5),
+        ("damping_ratio", 2),
+        ("impedance_mode", "variable"),
+        ("input_ref_frame", "base"),
+        ("input_ref_frame", None),
+    ],
+)
+def test_another_motion_of_the_same_action_is_refused(key, value):
+    with pytest.raises(ConfigError, match=r"^demo\.hdf5: the file's controller has ") as refused:
+        check_env_args(task_of("transport"), described("transport", PUBLISHED, **{key: value}), source="demo.hdf5")
+    name = "damping_ratio" if key == "damping" else key
+    assert f"{name}={value or 'base'}, the task's {name}=" in str(refused.value)
+
+
+def test_another_motion_is_refused_in_the_flat_dialect_too():
+    flat = json.loads(json.dumps(FLAT))
+    flat["env_kwargs"]["controller_configs"]["kp"] = 50
+    with pytest.raises(ConfigError, match=r"kp=50, the task's kp=150"):
+        check_env_args(task_of("lift"), flat)
+    assert check_env_args(task_of("lift"), flat, same_motion=False)["env_name"] == "Lift"
+
+
+@pytest.mark.parametrize("key", ["input_ref_frame", "kp"])
+def test_poses_have_a_frame_and_a_stiffness(key):
+    wrong = {"input_ref_frame": "base", "kp": 50}[key]
+    given = described("lift", PUBLISHED, input_type="absolute", **{key: wrong})
+    with pytest.raises(ConfigError, match=f"{key}={wrong}"):
+        check_env_args(task_of("lift", absolute_actions=True), given)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
+
 from domains.robotics.task import TaskConfig
 from drifting.training.errors import ConfigError
 
@@ -39,6 +41,9 @@ OSC_POSE: dict[str, Any] = {
     "interpolation": None,
     "ramp_ratio": 0.2,
 }
+# What an action means: of displacements all of it, of poses no scale.
+_SCALE = ("input_max", "input_min", "output_max", "output_min")
+_MOTION = ("kp", "damping_ratio", "impedance_mode")
 _COMPOSITE_ONLY = ("input_type", "input_ref_frame", "gripper")
 
 
@@ -124,10 +129,13 @@ def absolute_actions(env_args: Mapping[str, Any]) -> bool:
     return bool(arm_controller(read_env_args(env_args)).get("input_type", "delta") == "absolute")
 
 
-def check_env_args(task: TaskConfig, env_args: Mapping[str, Any], *, source: str = "env_args") -> EnvArgs:
+def check_env_args(
+    task: TaskConfig, env_args: Mapping[str, Any], *, source: str = "env_args", same_motion: bool = True
+) -> EnvArgs:
     """The description in the 1.5 dialect if `task` can learn from a file that has it, else ConfigError.
 
-    They must agree in environment, number of robots, controller, control frequency and kind of action.
+    They must agree in environment, number of robots, type of controller, control frequency and kind of action, and with
+    `same_motion` in everything that decides where the controller moves to at an action.
     """
     given = read_env_args(env_args, source=source)
     kwargs = given["env_kwargs"]
@@ -144,7 +152,33 @@ def check_env_args(task: TaskConfig, env_args: Mapping[str, Any], *, source: str
             raise ConfigError(f"{source}: the file has {key}={found}, the task {key}={expected}: choose the other task")
     if controller.get("type") != "OSC_POSE":
         raise ConfigError(f"{source}: the arm's controller must be OSC_POSE, got {controller.get('type')}")
+    if same_motion:
+        _check_motion(task, controller, source)
     return given
+
+
+def _check_motion(task: TaskConfig, controller: Mapping[str, Any], source: str) -> None:
+    """Refuse a controller that moves otherwise than the task's, with which a trained policy is played."""
+    found = {"input_ref_frame": "base"} | OSC_POSE | dict(controller)  # robosuite's defaults where the file is silent
+    found["damping_ratio"] = controller.get("damping_ratio", controller.get("damping", 1))  # its older name
+    expected = OSC_POSE | {"input_ref_frame": "world"}
+    keys = [*_MOTION] if task.absolute_actions else [*_SCALE, *_MOTION]
+    # The base of a robot that is alone is not turned, so that displacements are the same in both frames.
+    if task.absolute_actions or task.robots > 1:
+        keys.append("input_ref_frame")
+    for key in keys:
+        if not _same_setting(found[key], expected[key]):
+            raise ConfigError(
+                f"{source}: the file's controller has {key}={found[key]}, the task's {key}={expected[key]}: "
+                "the same action is another motion. Give demonstrations recorded with the task's controller"
+            )
+
+
+def _same_setting(found: Any, expected: Any) -> bool:
+    """Numbers may be one for all axes or one for each."""
+    if isinstance(expected, str) or isinstance(found, str) or found is None:
+        return bool(found == expected)
+    return np.shape(found) in ((), (6,)) and np.allclose(found, expected)
 
 
 def _composite_controller(arm: Mapping[str, Any], *, absolute: bool) -> dict[str, Any]:

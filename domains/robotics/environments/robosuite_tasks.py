@@ -50,7 +50,8 @@ class RobosuiteEnvironment(gymnasium.Env[Observation, np.ndarray]):
         suite = robosuite_package(pictures=bool(task.images) or render_size is not None)
         self.env_args: EnvArgs = env_args_of(task, version=suite.__version__)
         if env_args is not None:
-            self.env_args["env_kwargs"] = _variant(self.env_args, check_env_args(task, env_args))
+            given = check_env_args(task, env_args, same_motion=False)
+            self.env_args["env_kwargs"] = _variant(self.env_args, given)
         self.task = task
         self.simulator = _make(suite, self.env_args, render_size=render_size)
         # Also at the interpreter's exit, while OpenGL still answers.
