@@ -1,5 +1,8 @@
 """Collection: the same for any number of processes, continued after an interruption, made once; then the real Lift."""
 
+import os
+import select
+import signal
 import subprocess
 import sys
 import threading
@@ -90,6 +93,42 @@ def test_many_processes_make_the_same_file(tmp_path, scribes):
     np.testing.assert_array_equal(actions_in(one), actions_in(two))
     with DemonstrationFile(one) as first, DemonstrationFile(two) as second:
         assert first.collected == second.collected
+
+
+POOL = """
+import os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from domains.robotics.demonstrations.end_with_parent import end_with_parent
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent) as pool:
+        pid = pool.submit(os.getpid).result()
+        waiting = [pool.submit(time.sleep, 60) for _ in range(2)]
+        print(pid, flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_processes_end_with_a_command_that_is_killed(tmp_path, monkeypatch):
+    (tmp_path / "pool.py").write_text(POOL)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    call = [sys.executable, str(tmp_path / "pool.py")]
+    command = subprocess.Popen(call, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    worker = int(command.stdout.readline())
+    command.kill()
+    command.wait()
+    # The pipe ends with the last process that has it.
+    ended, _, _ = select.select([command.stdout], [], [], 20)
+    if not ended:
+        os.kill(worker, signal.SIGKILL)
+    assert ended
+    command.stdin.close(), command.stdout.close()
+    called = []
+    monkeypatch.setattr(scripted, "end_with_parent", lambda: called.append(True))
+    monkeypatch.setattr(scripted, "_worker", None)
+    scripted._be_worker(Scribe(LIFT, 0.25))
+    assert called
 
 
 def test_an_interrupted_collection_is_continued(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from domains.robotics.demonstrations.cache import cache_folder, one_maker
 from domains.robotics.demonstrations.config import EVALUATION_SEED, DemosConfig
+from domains.robotics.demonstrations.end_with_parent import end_with_parent
 from domains.robotics.demonstrations.episode import DemonstrationError
 from domains.robotics.demonstrations.recording import Recorder
 from domains.robotics.demonstrations.schema import DemonstrationFile, DemonstrationWriter
@@ -152,6 +153,7 @@ _worker: Recorder | None = None  # of this process, if it is one of the pool's: 
 
 def _be_worker(recorder: Recorder) -> None:
     global _worker
+    end_with_parent()  # two would record the same seeds if the command is repeated
     _worker = recorder
 
 
