@@ -10,7 +10,7 @@ best   squared error of the best of n samples
 spread standard deviation over samples, over that of the actions in all windows
 ssr    spread-skill ratio sqrt(var (1 + 1/n) / mse): 1 is calibrated, below 1 over-confident
 es     energy score (E|x - y| - E|x - x'| / 2) / sqrt(D): a proper score, lower is better
-jerk   mean absolute second difference over time, over that of the expert's chunks: 1 is as smooth
+jerk   mean absolute second difference over time, over that of the expert's chunks: 1 is as smooth; from H = 3 on
 =====  ==================================================================================================
 """
 
@@ -25,11 +25,11 @@ def chunk_figures(samples: Tensor, expert: Tensor) -> dict[str, Tensor]:
     """The figures of samples [N, n, H, A] against the expert's chunks [N, H, A], each [].
 
     Raises:
-        ValueError: fewer than two samples, fewer than three timesteps, or shapes that do not fit.
+        ValueError: fewer than two samples, or shapes that do not fit.
     """
-    if samples.ndim != 4 or samples[:, 0].shape != expert.shape or samples.shape[1] < 2 or samples.shape[2] < 3:
+    if samples.ndim != 4 or samples[:, 0].shape != expert.shape or samples.shape[1] < 2:
         raise ValueError(
-            f"samples must be [N, n >= 2, H >= 3, A] of expert [N, H, A], got {tuple(samples.shape)} and "
+            f"samples must be [N, n >= 2, H, A] of expert [N, H, A], got {tuple(samples.shape)} and "
             f"{tuple(expert.shape)}"
         )
     samples, expert = samples.double(), expert.double()  # squared distances of nearly equal chunks
@@ -41,15 +41,16 @@ def chunk_figures(samples: Tensor, expert: Tensor) -> dict[str, Tensor]:
     # The mean over different samples, i != j: unbiased for any n.
     between = torch.cdist(rows, rows).sum((1, 2)) / (num * (num - 1))
     dim = rows.shape[-1]
-    jerk = samples.diff(n=2, dim=2).abs().mean() / expert.diff(n=2, dim=1).abs().mean()
-    return {
+    figures = {
         "mse": mse,
         "best": error.amin(1).square().mean() / dim,
         "spread": variance.sqrt() / expert.flatten(0, 1).var(0, correction=0).mean().sqrt(),
         "ssr": (variance * (1 + 1 / num) / mse).sqrt(),
         "es": (error.mean(1) - between / 2).mean() / dim**0.5,
-        "jerk": jerk,
     }
+    if expert.shape[1] > 2:
+        figures["jerk"] = samples.diff(n=2, dim=2).abs().mean() / expert.diff(n=2, dim=1).abs().mean()
+    return figures
 
 
 def held_out_figures(policy: ChunkPolicy, windows: Windows, config: HeldOutConfig, *, seed: int) -> dict[str, Tensor]:

@@ -53,6 +53,14 @@ def test_jerk_of_trembling_samples():
     assert chunk_figures(smooth[:, None] + 0.1 * samples, smooth)["jerk"] > 2
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_short_chunks_have_no_jerk(steps):
+    samples, expert = drawn()
+    figures = chunk_figures(samples[:, :, :steps], expert[:, :steps])
+    assert set(figures) == {"mse", "best", "spread", "ssr", "es"}
+    assert figures["ssr"] == pytest.approx(1, abs=0.06)
+
+
 def test_a_policy_is_judged_by_the_same_noise_every_time():
     policy, windows = drifting(), Batch(20)
     config = HeldOutConfig(samples=4)
