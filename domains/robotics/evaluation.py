@@ -52,7 +52,8 @@ def run_figures(results: Mapping[int, Sequence[EpisodeResult]], stages: int) -> 
     """Everything that eval_log.json says about the episodes, by Diffusion Policy's names where it has one.
 
     Args:
-        results: the same seeds in the same order for each checkpoint, by step. `sim_max_reward_<seed>` are the last's.
+        results: the same seeds in the same order for each checkpoint, by step. `sim_max_reward_<seed>` are the last's,
+            `scores` of a checkpoint those of its episodes in that order.
         stages: of the task; with more than one, `p1`, `p2`, ... are the shares that do at least so many.
 
     Raises:
@@ -75,7 +76,7 @@ def run_figures(results: Mapping[int, Sequence[EpisodeResult]], stages: int) -> 
     last = results[rows[-1].step]
     figures |= {f"test/sim_max_reward_{result.seed}": result.max_reward for result in last}
     figures["test/mean_steps"] = float(np.mean([result.steps for result in last]))
-    figures["checkpoints"] = [asdict(row) for row in rows]
+    figures["checkpoints"] = [asdict(row) | {"scores": own.tolist()} for row, own in zip(rows, scores, strict=True)]
     return figures
 
 

@@ -43,6 +43,28 @@ def test_a_row_is_the_mean_over_seeds(rows):
     assert low < 0.4 < high  # of the four rewards .9, 0, .7, 0
 
 
+def test_the_interval_is_over_all_checkpoints(tmp_path):
+    run = finished_run(tmp_path / "run", 100.0)
+    log = eval_log(0.5, 2.0)
+    log["checkpoints"] = [{"mean_score": 0.5, "scores": [0.5, 0.5]}, {"mean_score": 0.45, "scores": [0.9, 0.0]}]
+    low, high = policies.summarize("lift", "drifting", [0], [run], [log])["interval"]
+    assert (low, high) == pytest.approx((0.25, 0.7))  # of the two means
+
+
+def test_held_out_figures_are_no_training():
+    metrics = [
+        {"step": 10, "seconds": 30.0, "time/held out": 2.0},
+        {"step": 20, "seconds": 40.0},
+        {"step": 25, "seconds": 50.0, "time/held out": 1.0},
+    ]
+    assert policies.training_seconds(metrics) == 25.0
+
+
+def test_a_table_without_drifting_policies_has_no_multiples(rows, capsys):
+    policies.print_rows(rows[:1])
+    assert "210.00" in capsys.readouterr().out
+
+
 def test_latencies_are_told_as_multiples_of_the_drifting_policy(rows, capsys):
     policies.print_rows(rows)
     diffusion, drifting = [line for line in capsys.readouterr().out.splitlines() if "lift" in line]

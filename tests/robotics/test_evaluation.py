@@ -28,6 +28,8 @@ def test_the_score_is_the_mean_over_checkpoints_not_the_best():
     assert figures["test/success_rate"] == pytest.approx(1 / 6)
     assert [row["step"] for row in figures["checkpoints"]] == [100, 200]
     assert [row["mean_score"] for row in figures["checkpoints"]] == pytest.approx([0.1, 0.5])
+    assert [np.mean(row["scores"]) for row in figures["checkpoints"]] == pytest.approx([0.1, 0.5])
+    assert figures["checkpoints"][1]["scores"] == [1.0, 0.5, 0.0]
     # Of single episodes those of the newest checkpoint.
     assert [figures[f"test/sim_max_reward_{seed}"] for seed in (100_000, 100_001, 100_002)] == [1.0, 0.5, 0.0]
     assert figures["test/mean_steps"] == 20
