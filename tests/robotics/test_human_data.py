@@ -11,6 +11,7 @@ from small_demonstrations import LIFT
 
 from domains.robotics.demonstrations.config import DemosConfig
 from domains.robotics.demonstrations.episode import DemonstrationError
+from domains.robotics.demonstrations.human import otherwise
 from domains.robotics.demonstrations.push_t_data import PUBLISHED_ACTIONS, actions_digest, push_t_episodes
 from domains.robotics.demonstrations.sources import load_demonstrations
 from domains.robotics.demonstrations.windows import WindowDataset
@@ -102,8 +103,13 @@ def test_damaged_replays_are_refused_by_name(tmp_path):
 
 def test_what_no_one_published_is_refused_in_words(tmp_path):
     kitchen = replace(PUSH_T, name="kitchen", simulator="kitchen")
-    with pytest.raises(DemonstrationError, match=r"no human demonstrations of task kitchen .* demos\.path=FILE"):
+    with pytest.raises(DemonstrationError, match=r"no human .* of task kitchen .* demos\.path=FILE") as refused:
         load_demonstrations(kitchen, DemosConfig(source="human", cache=str(tmp_path)))
+    assert "data/demo_<k>/ with obs/keypoint [T, 18], obs/agent_pos [T, 2] and actions [T, 2]" in str(refused.value)
+    assert "scripted" not in str(refused.value)  # there is no expert
+    with pytest.raises(DemonstrationError, match=r"task block_push .*, or use demos\.source=scripted"):
+        load_demonstrations(replace(kitchen, name="block_push"), DemosConfig(source="human", cache=str(tmp_path)))
+    assert "scripted" in otherwise("tool_hang") and "scripted" not in otherwise("transport")
     with pytest.raises(DemonstrationError, match=r"demos\.path=nowhere\.hdf5 does not exist"):
         load_demonstrations(PUSH_T, DemosConfig(source="human", path="nowhere.hdf5", cache=str(tmp_path)))
     path = npz(tmp_path / "replay.npz", **arrays())

@@ -12,6 +12,7 @@ from domains.robotics.demonstrations.config import DemosConfig
 from domains.robotics.demonstrations.download import PATIENCE, download, file_sha256
 from domains.robotics.demonstrations.episode import DemonstrationError
 from domains.robotics.demonstrations.push_t_data import PUBLISHED_ACTIONS, actions_digest, is_push_t_folder
+from domains.robotics.experts import has_expert
 from domains.robotics.task import TaskConfig
 from drifting.training.atomic_file import sync_folder, temporary_name
 
@@ -25,7 +26,12 @@ ROBOMIMIC_NAMES = {
 }
 PUSH_T_URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
 PUSH_T_FOLDER = "pusht_cchi_v7_replay.zarr"
-OTHERWISE = "Where there is network, fetch it, then give demos.path=FILE; demos.source=scripted needs no download"
+
+
+def otherwise(task: str) -> str:
+    """What to do where a download fails, for the task of this name."""
+    fetch = "Where there is network, fetch it, then give demos.path=FILE"
+    return f"{fetch}; demos.source=scripted needs no download" if has_expert(task) else fetch
 
 
 def human_demonstrations(task: TaskConfig, config: DemosConfig, *, progress: bool = True) -> Path:
@@ -45,9 +51,13 @@ def human_demonstrations(task: TaskConfig, config: DemosConfig, *, progress: boo
         return push_t_folder(folder, progress=progress)
     if task.simulator == "robosuite" and task.environment in ROBOMIMIC_NAMES:
         return robomimic_file(ROBOMIMIC_NAMES[task.environment], folder / "robomimic")
+    arrays = [f"obs/{key} [T, {width}]" for key, width in task.observations.items()]
+    arrays += [f"obs/{key} [T, {side}, {side}, 3]" for key, side in task.images.items()]
+    scripted = ", or use demos.source=scripted" if has_expert(task.name) else ""
     raise DemonstrationError(
-        f"no human demonstrations of task {task.name} can be downloaded; give a file of robomimic's schema by "
-        "demos.path=FILE, or use demos.source=scripted"
+        f"no human demonstrations of task {task.name} can be downloaded; give your own by demos.path=FILE, an HDF5 "
+        f"file of robomimic's schema: data/demo_<k>/ with {', '.join(arrays)} and actions [T, {task.action_dim}]"
+        f"{scripted}"
     )
 
 
@@ -62,7 +72,7 @@ def push_t_folder(cache: Path, *, url: str = PUSH_T_URL, progress: bool = True) 
             return folder
         archive = cache / "pusht.zip"
         if not archive.exists():
-            download(url, archive, advice=OTHERWISE, progress=progress)
+            download(url, archive, advice=otherwise("push_t"), progress=progress)
         unpack_published(archive, folder)
         archive.unlink()
     return folder
@@ -128,7 +138,7 @@ def robomimic_file(name: str, cache: Path, *, endpoint: str | None = None) -> Pa
     except ModuleNotFoundError as error:
         raise DemonstrationError(
             "demos.source=human needs the package huggingface_hub, which is not installed: "
-            f"pip install 'drifting-models[robotics]'. {OTHERWISE}"
+            f"pip install 'drifting-models[robotics]'. {otherwise(name)}"
         ) from error
     options: dict[str, Any] = {
         "repo_id": ROBOMIMIC,
@@ -148,7 +158,7 @@ def robomimic_file(name: str, cache: Path, *, endpoint: str | None = None) -> Pa
     except Exception as error:  # whatever the client raises (its HTTP library has changed twice): no file
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DemonstrationError(
-            f"{inside} of {ROBOMIMIC} on the Hugging Face Hub cannot be had: {lines[0]}. {OTHERWISE}: "
+            f"{inside} of {ROBOMIMIC} on the Hugging Face Hub cannot be had: {lines[0]}. {otherwise(name)}: "
             f"hf download {ROBOMIMIC} {inside} --repo-type dataset --local-dir FOLDER"
         ) from error
     # A large file's real name in the cache is its SHA-256, as the Hub states it.

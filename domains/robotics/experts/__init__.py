@@ -23,13 +23,18 @@ def expert_name(task: str) -> str:
     return task.removesuffix("_image")
 
 
+def has_expert(task: str) -> bool:
+    """Whether demos.source=scripted can show the task of this name."""
+    return expert_name(task) in EXPERTS
+
+
 def expert_for(task: str) -> type[Expert]:
     """The expert's class for the task of this name. ConfigError, naming the tasks that have one, if there is none."""
-    own = expert_name(task)
-    if own not in EXPERTS:
+    if not has_expert(task):
         raise ConfigError(
-            f"there is no scripted expert for task={task}, only for {', '.join(EXPERTS)}: demos.source=human is needed"
+            f"there is no scripted expert for task={task}, only for {', '.join(EXPERTS)}: demos.source=human is "
+            "needed, with demos.path=FILE (HDF5 of robomimic's schema) where none can be downloaded"
         )
-    module, name = EXPERTS[own]
+    module, name = EXPERTS[expert_name(task)]
     expert: type[Expert] = getattr(import_module(f"{__name__}.{module}"), name)
     return expert
