@@ -5,6 +5,7 @@ so that a run does not depend on how many there are, and a continued run needs n
 Shapes: W windows in all, B of this rank in a step, k neighbours, To steps, O low-dimensional numbers of one step.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -42,9 +43,21 @@ class StepBatches:
     ) -> None:
         self._windows, self._size, self._own, self._seed, self._neighbours = windows, size, own, seed, neighbours
         self._orders: dict[int, Tensor] = {}
+        self._thread = ThreadPoolExecutor(1, "windows") if windows.reads else None
+        self._ahead: tuple[int, Future[StepBatch]] | None = None
 
     def draw(self, step: int) -> StepBatch:
-        """The batch of update number `step`."""
+        """The batch of update number `step`; where images are read from the store, the next one is begun."""
+        if self._thread is None:
+            return self._draw(step)
+        number, batch = self._ahead or (-1, None)
+        if batch is None or number != step:
+            batch = self._thread.submit(self._draw, step)
+        drawn = batch.result()
+        self._ahead = step + 1, self._thread.submit(self._draw, step + 1)
+        return drawn
+
+    def _draw(self, step: int) -> StepBatch:
         chosen = self.indices(step)[self._own]
         batch = self._windows.batch(chosen)
         near = None
@@ -82,7 +95,7 @@ def nearest_windows(windows: WindowDataset, encoder: ObservationEncoder, count: 
         raise ValueError("neighbours need low-dimensional observations, the task has images only")
     if len(windows.episodes) < 2:
         raise ValueError("neighbours need two demonstrations or more, got one")
-    every = encoder.low_dimensional(windows.batch(torch.arange(len(windows))).observations)  # [W, To O]
+    every = encoder.low_dimensional(windows.batch(torch.arange(len(windows)), encoder.widths).observations)  # [W, To O]
     episode = windows.episode.to(every.device)
     nearest = []
     for rows in torch.arange(len(every), device=every.device).split(ROWS_AT_ONCE):

@@ -44,7 +44,8 @@ class ObservationEncoder(nn.Module):
         """Where the crops of `count` observations lie, [count, To, cameras, 2] in [0, 1); None without cameras."""
         if not self.cameras:
             return None
-        return torch.rand(count, self.steps, len(self.cameras), 2, generator=generator, device=device)
+        source = device if generator is None else generator.device
+        return torch.rand(count, self.steps, len(self.cameras), 2, generator=generator, device=source).to(device)
 
     def forward(self, observations: Mapping[str, Tensor], crops: Tensor | None = None) -> Tensor:
         """{key: [B, To, ...]} -> [B, C]; central crops if none are given.

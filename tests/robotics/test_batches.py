@@ -1,5 +1,10 @@
+import threading
+
+import numpy as np
 import pytest
 import torch
+from small_demonstrations import episode
+from small_demonstrations import store_of as replay_store
 from small_policies import push_t_file, small_config
 
 from domains.robotics.batches import StepBatches, nearest_windows
@@ -74,6 +79,45 @@ def test_neighbours_are_the_nearest_of_other_demonstrations(windows):
     drawn = batches(windows, neighbours=nearest)
     chosen = drawn.indices(2)
     assert torch.equal(drawn.draw(2).neighbours[5], windows.batch(nearest[chosen[5]]).actions)
+
+
+@pytest.fixture
+def seeing(tmp_path):
+    """Windows whose images stay in the store."""
+    rng = np.random.default_rng(0)
+    episodes = []
+    for name in ("demo_0", "demo_1"):
+        seen = {key: rng.random((30, width), np.float32) for key, width in PUSH_T.observations.items()}
+        image = rng.integers(0, 255, (30, 6, 6, 3), dtype=np.uint8)
+        episodes.append(episode(name, actions=rng.random((30, 2)), image=image, **seen))
+    return WindowDataset(replay_store(tmp_path, episodes), horizon=8, action_steps=4, image_memory=0)
+
+
+def test_neighbours_are_found_without_reading_images(seeing, monkeypatch):
+    encoder = ObservationEncoder(PUSH_T, small_config())
+    encoder.fit({key: seeing.rows(key) for key in PUSH_T.observations})
+    monkeypatch.setattr(type(seeing.arrays["image"]), "gather", lambda *_: pytest.fail("an image is read"))
+    assert nearest_windows(seeing, encoder, 2).shape == (len(seeing), 2)
+
+
+def test_the_next_batch_of_stored_images_is_read_while_this_one_is_used(seeing, monkeypatch):
+    drawn, read = batches(seeing, size=7), []
+    gather = type(seeing.arrays["image"]).gather
+    monkeypatch.setattr(
+        type(seeing.arrays["image"]),
+        "gather",
+        lambda array, steps: read.append(threading.current_thread()) or gather(array, steps),
+    )
+    for step in (0, 1, 2, 8, 9, 3):  # a run may begin anywhere
+        batch = drawn.draw(step)
+        expected = seeing.batch(batches(seeing, size=7).indices(step))
+        assert torch.equal(batch.actions, expected.actions)
+        for key, values in expected.observations.items():
+            assert torch.equal(batch.observations[key], values)
+    assert drawn._ahead[0] == 4
+    drawn._ahead[1].result()
+    ahead = [thread for thread in read if thread is not threading.main_thread()]
+    assert len(ahead) == 9  # six that were used, the one after the last, and two where another step was asked for
 
 
 def test_neighbours_need_two_demonstrations(windows):

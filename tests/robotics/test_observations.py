@@ -116,6 +116,14 @@ class TestImages:
         wrist = slice(10 + 2 * 64, 10 + 3 * 64)  # after low-dimensional numbers and both steps of the first camera
         assert moved[1, wrist].any() and moved.sum() == moved[1, wrist].sum()
 
+    def test_crops_are_drawn_where_the_generator_is(self, made, monkeypatch):
+        """torch refuses a generator of the CPU for numbers on a GPU."""
+        rand, asked = torch.rand, []
+        monkeypatch.setattr(torch, "rand", lambda *shape, **given: asked.append(given) or rand(*shape, **given))
+        generator = torch.Generator().manual_seed(0)
+        assert made.draw_crops(2, generator, torch.device("meta")).device.type == "meta"
+        assert asked == [{"generator": generator, "device": torch.device("cpu")}]
+
     def test_wrong_images_are_refused(self, made):
         with pytest.raises(ValueError, match="uint8"):
             made(observation(2, front=84, wrist=64))

@@ -8,7 +8,7 @@ by as much as is not executed. Windows never span two episodes.
 Shapes: B windows, H horizon, To observation steps, Ta executed steps, A action dimensions, W windows in all, N steps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -108,11 +108,17 @@ class WindowDataset:
         span = self.start[index][:, None] + torch.arange(num, device=self.start.device)
         return span.clamp(self.first[index][:, None], self.last[index][:, None])
 
-    def batch(self, indices: ArrayLike | Tensor) -> Windows:
-        """The windows `indices` [B], each in 0 .. len(self) - 1."""
+    @property
+    def reads(self) -> bool:
+        """Whether `batch` reads images from the store, which takes time."""
+        return not all(isinstance(array, Tensor) for array in self.arrays.values())
+
+    def batch(self, indices: ArrayLike | Tensor, keys: Iterable[str] | None = None) -> Windows:
+        """The windows `indices` [B], each in 0 .. len(self) - 1; of the observations only those named by `keys`."""
         steps = self.steps(indices, self.horizon)
         seen = steps[:, : self.observation_steps]
-        return Windows({key: _gather(array, seen) for key, array in self.arrays.items()}, self.actions[steps])
+        shown = self.arrays if keys is None else keys
+        return Windows({key: _gather(self.arrays[key], seen) for key in shown}, self.actions[steps])
 
     def rows(self, key: str) -> Tensor:
         """An observation, or "actions", at every step of the chosen episodes once: [N, ...]; for statistics."""
