@@ -6,6 +6,7 @@ Shapes as in `chunk_policy`; R draws per observation.
 """
 
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class DiffusionPolicy(ChunkPolicy):
     def __init__(self, task: TaskConfig, config: PolicyConfig) -> None:
         super().__init__(task, config)
         self.levels = build_scheduler(config.diffusion, "ddpm")
+        self._samplers: dict[Any, Any] = {}
 
     def draw(self, count: int, generator: Generator | None = None) -> dict[str, Tensor]:
         """Noise [count, R, H, A], diffusion steps [count, R], and crops of images."""
@@ -58,9 +60,7 @@ class DiffusionPolicy(ChunkPolicy):
 
     def generate(self, condition: Tensor, num: int, generator: Randomness) -> Tensor:
         """Normalised chunks [B, num, H, A] for conditions [B, C]: one call of the network per inference step."""
-        settings = self.config.diffusion
-        scheduler = build_scheduler(settings, settings.sampler)
-        scheduler.set_timesteps(settings.inference_steps, device=self.device)
+        scheduler = self._sampler()
         chunks = draw_normal(len(condition), (num, *self.chunk_shape), generator, self.device).flatten(0, 1)
         condition = condition.repeat_interleave(num, dim=0)
         # Each chunk's noise is of its observation's generator, in the order of the chunks.
@@ -70,6 +70,16 @@ class DiffusionPolicy(ChunkPolicy):
             predicted = self.net(chunks, condition, time.expand(len(chunks)))
             chunks = scheduler.step(predicted, time, chunks, generator=source).prev_sample
         return chunks.unflatten(0, (-1, num))
+
+    def _sampler(self) -> Any:
+        """The scheduler of the present settings, made once for each: making it takes longer than a small network."""
+        settings = self.config.diffusion
+        key = (astuple(settings), self.device)
+        if key not in self._samplers:
+            scheduler = build_scheduler(settings, settings.sampler)
+            scheduler.set_timesteps(settings.inference_steps, device=self.device)
+            self._samplers[key] = scheduler
+        return self._samplers[key]
 
 
 def build_scheduler(config: DiffusionConfig, sampler: str) -> Any:

@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from small_policies import Batch, diffusion, observation
 from torch import nn
+
+from domains.robotics import diffusion_baseline
 
 pytest.importorskip("diffusers")
 
@@ -65,6 +69,20 @@ def test_learns_what_the_expert_does():
         loss = policy.loss(batch, rng)
         optimizer.zero_grad(), loss.backward(), optimizer.step()
     assert error() < 0.05 < 0.2 < before
+
+
+def test_a_scheduler_is_made_once_for_each_sampling(monkeypatch):
+    made, build = [], diffusion_baseline.build_scheduler
+    monkeypatch.setattr(diffusion_baseline, "build_scheduler", lambda *given: made.append(given) or build(*given))
+    policy = diffusion(diffusion={"sampler": "ddim", "inference_steps": 4})
+    first = policy.sample(observation(), 1, torch.Generator().manual_seed(0))
+    made.clear()
+    assert torch.equal(policy.sample(observation(), 1, torch.Generator().manual_seed(0)), first)
+    assert made == []
+    levels = replace(policy.config.diffusion, sampler="ddpm", inference_steps=8)
+    policy.config = replace(policy.config, diffusion=levels)  # as evaluation does
+    assert not torch.equal(policy.sample(observation(), 1, torch.Generator().manual_seed(0)), first)
+    assert [sampler for _, sampler in made] == ["ddpm"]
 
 
 def test_neighbours_are_refused():
