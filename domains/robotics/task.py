@@ -20,7 +20,7 @@ class TaskConfig:
     their widths, `images` those of camera images to their side length in pixels (square, RGB); a policy reads all that
     are named. `absolute_actions`: poses in the world frame instead of displacements (robosuite only). `stages`: how
     many the score counts, 1 if the task succeeds or fails as a whole. `demo_noise`: standard deviation of the noise
-    executed while demonstrations are made, in units of the action range; the labels stay clean.
+    executed while demonstrations are made, in half ranges of the actions; the labels stay clean.
     """
 
     name: str = MISSING

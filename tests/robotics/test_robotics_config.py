@@ -47,6 +47,13 @@ def test_every_task_has_settings_with_and_without_a_gpu(task, cuda):
     assert size > 50e6 if cuda else size < 5e6
 
 
+@pytest.mark.parametrize("task", [task for task in TASKS if task.endswith("_image")])
+def test_a_task_seen_by_cameras_is_shown_as_without(task):
+    seen, plain = (configured(f"task={name}").task for name in (task, task.removesuffix("_image")))
+    same = ("simulator", "environment", "action_dim", "max_steps", "control_hz", "demo_noise")
+    assert [getattr(seen, fact) for fact in same] == [getattr(plain, fact) for fact in same]
+
+
 def test_the_command_line_wins_over_the_experiment():
     config = configured("experiment=push_t_cpu", "run.steps=7", "policy.net=transformer")
     assert (config.task.name, config.run.steps, config.policy.net) == ("push_t", 7, "transformer")
