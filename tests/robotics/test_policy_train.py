@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused_before_a_run_is_made(tmp_path, demos, sect
     ],
 )
 def test_what_needs_no_demonstrations_is_refused_before_they_are_made(tmp_path, demos, monkeypatch, change, message):
-    for name in ("diffusers", "gym_pusht"):
+    for name in ("diffusers", "gym_pusht.envs.pusht"):  # whether imported before or not
         monkeypatch.setitem(sys.modules, name, None)
     config = replace(configured(tmp_path / "runs", demos), **change)
     with pytest.raises(ConfigError, match=message):
