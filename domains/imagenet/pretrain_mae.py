@@ -9,12 +9,14 @@ accuracy of the features, and writes them into metrics.json of the run directory
 """
 
 import json
+from pathlib import Path
 
 import torch
 
 from domains.imagenet.config import CONFIGS, DOES_NOT_TRAIN
 from domains.imagenet.data.image_data import ImageData
 from domains.imagenet.data.section import held_out_data, load_training_data, missing_data, missing_held_out
+from domains.imagenet.data.whole_images import check_decodable
 from domains.imagenet.mae import MaeConfig, MaskedAutoencoder, random_patch_mask, to_grid
 from domains.imagenet.mae_evaluation import ERROR, LINEAR, MEAN_ERROR, MaeEvaluation
 from domains.imagenet.mae_training import MaeTrainingConfig
@@ -46,6 +48,7 @@ def main(config: MaeTrainingConfig) -> None:
     data, held_out = load_training_data(config.data), held_out_data(config.data)
     check_fits(config.mae, data)
     evaluation = None if held_out is None else MaeEvaluation(data, held_out, config.eval, world.device)
+    check_decodable({"data.path": data, "data.validation": held_out}, Path(config.run.root))
     run_dir = open_run(config.run, config, free=DOES_NOT_TRAIN)
     seed_everything(config.run.seed)
     mae = MaskedAutoencoder(config.mae).to(world.device)

@@ -9,6 +9,7 @@ The same command continues a stopped run. Everything it writes lies in runs/<run
 """
 
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from domains.imagenet.config import CONFIGS, DOES_NOT_TRAIN, ImagenetConfig
 from domains.imagenet.data.image_data import ImageData
 from domains.imagenet.data.latent_store import LatentStore
 from domains.imagenet.data.section import load_training_data, missing_data
+from domains.imagenet.data.whole_images import check_decodable
 from domains.imagenet.encoders.section import build_encoder, missing_encoder
 from domains.imagenet.evaluate import report
 from domains.imagenet.initial_weights import missing_init, start_from
@@ -73,6 +75,7 @@ def main(config: ImagenetConfig) -> None:
     drift_loss.loss.shard_generated = world.generated
     state = TrainState()
 
+    check_decodable({"data.path": data}, Path(config.run.root))
     run_dir = open_run(config.run, config, free=DOES_NOT_TRAIN)
     checkpoint = Checkpoint(
         run_dir,

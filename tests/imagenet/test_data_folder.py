@@ -6,9 +6,13 @@ import torch
 from image_files import truncate, write_images
 from PIL import Image, ImageFile
 
+from domains.imagenet.data import damaged_images, whole_images
 from domains.imagenet.data.damaged_images import find_damaged, refuse_damaged
 from domains.imagenet.data.image_data import DataError
 from domains.imagenet.data.image_folder import ImageFolder, missing_image_folder
+from domains.imagenet.data.section import DataSection, load_images, load_training_data, missing_data
+from domains.imagenet.data.whole_images import check_decodable
+from drifting.training.ranks import Ranks
 
 
 def test_classes_are_the_folders_in_the_order_of_their_names(tmp_path):
@@ -102,6 +106,68 @@ def test_accepting_truncated_files_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(DataError, match="LOAD_TRUNCATED_IMAGES"):
         find_damaged([])
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the images that a check has decoded."""
+    names = []
+    decode = damaged_images.decode
+    monkeypatch.setattr(damaged_images, "decode", lambda file: (names.append(file.name), decode(file))[1])
+    return names
+
+
+def test_a_folder_is_decoded_once_before_a_run_and_then_only_what_is_new(tmp_path, decoded):
+    write_images(tmp_path / "images", {"a": 3})
+    runs = tmp_path / "runs"
+    for crop in ("centre", "random"):  # another run of the same images
+        check_decodable({"data.path": ImageFolder(tmp_path / "images", size=16, crop=crop)}, runs)
+        assert decoded == ["000.png", "001.png", "002.png"]
+    write_images(tmp_path / "images", {"b": 1})
+    decoded.clear()
+    check_decodable({"data.path": ImageFolder(tmp_path / "images", size=16), "data.test": None}, runs)
+    assert decoded == ["000.png"]
+    other = write_images(tmp_path / "copy", {"a": 3})  # the same names and lengths, perhaps badly copied
+    check_decodable({"data.path": ImageFolder(other, size=16)}, runs)
+    assert len(decoded) == 4
+
+
+def test_damaged_images_are_found_before_a_run_and_may_be_left_out(tmp_path, decoded):
+    root, runs = write_images(tmp_path / "images", {"a": 4, "b": 3}), tmp_path / "runs"
+    truncate(root / "a" / "001.png")
+    truncate(root / "b" / "002.png")
+    section = DataSection(kind="folder", path=str(root), size=16)
+    with pytest.raises(DataError, match=r"^data\.path: 2 of 7 images .*a/001\.png .*data\.leave_out=") as refused:
+        check_decodable({"data.path": load_training_data(section)}, runs)
+    listed = str(refused.value).rpartition("data.leave_out=")[2]
+    with pytest.raises(DataError, match=r"data\.test: 2 of 7.*Replace or delete them$"):
+        check_decodable({"data.test": load_training_data(section)}, runs)
+    section.leave_out = listed
+    left = load_training_data(section)
+    assert left.names == [f"a/00{k}.png" for k in (0, 2, 3)] + ["b/000.png", "b/001.png"]
+    assert load_images(section, "train").names == left.names
+    decoded.clear()
+    check_decodable({"data.path": left}, runs)
+    assert decoded == []
+    truncate(root / "a" / "003.png")
+    with pytest.raises(DataError, match="1 of 5 images"):
+        check_decodable({"data.path": load_training_data(section)}, runs)
+    assert len(load_training_data(section)) == 4  # the list keeps those of before
+    section.leave_out = str(tmp_path / "no.txt")
+    assert [missing.setting for missing in missing_data(section)] == ["data.leave_out"]
+
+
+def test_ranks_share_the_check_and_all_know_what_one_finds(tmp_path, decoded, monkeypatch):
+    root, runs = write_images(tmp_path / "images", {"a": 5}), tmp_path / "runs"
+    found = [["a/002.png", "a/002.png cannot be decoded"]]
+    second = Ranks(rank=1, count=2)
+    monkeypatch.setattr(whole_images.Ranks, "connect", lambda: second)
+    monkeypatch.setattr(whole_images.Ranks, "exchange", lambda self, message: [found, message])
+    with pytest.raises(DataError, match=r"1 of 5 images .*a/002\.png cannot be decoded") as refused:
+        check_decodable({"data.path": ImageFolder(root, size=16)}, runs)
+    assert refused.value.agreed
+    assert decoded == ["001.png", "003.png"]
+    assert not runs.exists()  # which rank 0 writes
 
 
 def test_a_generator_flips_half_of_the_images(tmp_path):

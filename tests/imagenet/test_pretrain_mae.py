@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from image_files import write_images
+from image_files import truncate, write_images
 from small_networks import small_autoencoder
 
 from domains.imagenet import encode_latents, pretrain_mae
@@ -61,6 +61,16 @@ def stop_at_two(monkeypatch) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(pretrain_mae.Checkpoint, "save", save_then_stop)
+
+
+def test_a_damaged_image_is_found_before_the_first_step(tmp_path, folders):
+    for split in ("train", "val"):
+        truncate(tmp_path / split / "dog" / "003.png")
+        with pytest.raises(DataError, match=r"1 of 11 images .*dog/003\.png"):
+            run(config(tmp_path / "runs", folders))
+        assert not (tmp_path / "runs" / "mae").exists()
+        (tmp_path / split / "dog" / "003.png").unlink()
+    run(config(tmp_path / "runs", folders))
 
 
 def test_a_folder_is_learnt_from_measured_and_gives_an_encoder(tmp_path, folders, capsys):

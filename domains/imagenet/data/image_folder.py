@@ -61,6 +61,7 @@ class ImageFolder(ImageData):
             raise ValueError(f"crop must be one of {', '.join(CROPS)}, got {crop!r}")
         self.root = Path(root).expanduser()
         self.size, self.crop, self.flip, self.threads = size, crop, flip, threads
+        self.left_out: frozenset[str] = frozenset()
         self.classes, found = class_files(self.root, SUFFIXES)
         if expected_classes not in (None, len(self.classes)):
             raise DataError(
@@ -74,15 +75,24 @@ class ImageFolder(ImageData):
         self._files = tuple(files)
         self.labels = torch.tensor([label for _, label, _ in files], dtype=torch.int64)
         self.sample_shape = (3, self.size, self.size)
-        listing = "\n".join(f"{name} {size}" for name, _, size in files)
-        self.source = hashlib.sha256(listing.encode()).hexdigest()  # of the names and lengths of all files
+        self.source = hashlib.sha256("\n".join(self.listing).encode()).hexdigest()
         settings = f"{self.source} size={self.size} crop={self.crop} flip={self.flip}"
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
 
     @property
     def files(self) -> list[Path]:
         """Every image, in the order of its index."""
-        return [self.root / name for name, _, _ in self._files]
+        return [self.root / name for name in self.names]
+
+    @property
+    def names(self) -> list[str]:
+        """Of every image, relative to the root."""
+        return [name for name, _, _ in self._files]
+
+    @property
+    def listing(self) -> list[str]:
+        """Name and length of every image: what `source` is the hash of."""
+        return [f"{name} {size}" for name, _, size in self._files]
 
     def without(self, names: Collection[str]) -> "ImageFolder":
         """The same folder without some files, named as relative to the root; the classes stay.
@@ -92,8 +102,8 @@ class ImageFolder(ImageData):
         """
         other = ImageFolder.__new__(ImageFolder)
         other.__dict__.update(self.__dict__)
-        left_out = set(names)
-        kept = [file for file in self._files if file[0] not in left_out]
+        other.left_out = self.left_out | set(names)
+        kept = [file for file in self._files if file[0] not in other.left_out]
         if empty := set(range(len(self.classes))) - {label for _, label, _ in kept}:
             raise DataError(f"{self.root}: no image is left of {_some([self.classes[label] for label in empty])}")
         other._take(kept)

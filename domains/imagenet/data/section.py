@@ -26,6 +26,7 @@ class DataSection:
     path: the training set. validation, test: folder or pixel store of held-out images. images: for latents, folder or
     pixel store of the training images, where a judge or nearest neighbours are asked for. size: side of the images that
     folders are cropped to. crop: `centre` or `random`, of a folder. flip: half of the samples, left to right.
+    leave_out: text file of the images of a folder `path` that are left out, a name relative to it on each line.
     posterior: of latents, `frozen` (one sample per image and orientation, as the authors), `sampled` or `mean`.
     num_classes: refuse other data; 0 takes what there is. threads: that decode the images of a folder.
     """
@@ -41,6 +42,7 @@ class DataSection:
     posterior: str = "frozen"
     num_classes: int = 0
     threads: int = 4
+    leave_out: str = ""
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, "data.kind", " or ".join(KINDS), self.kind)
@@ -50,6 +52,8 @@ class DataSection:
         require(self.crop in ("centre", "random"), "data.crop", "centre or random", self.crop)
         expected = "frozen, sampled or mean"
         require(self.posterior in ("frozen", "sampled", "mean"), "data.posterior", expected, self.posterior)
+        expected = f"empty for data.kind={self.kind}: only of a folder images are left out"
+        require(self.leave_out == "" or self.kind == "folder", "data.leave_out", expected, self.leave_out)
         require(self.threads >= 1, "data.threads", "at least 1", self.threads)
         require(self.num_classes >= 0, "data.num_classes", "at least 0", self.num_classes)
 
@@ -88,6 +92,8 @@ def load_images(section: DataSection, split: str) -> ImageData:
     path = getattr(section, key)
     if not path:
         raise ConfigError(f"data.{key} must name a folder or a pixel store of {split} images, got nothing")
+    if section.kind == "folder" and key == "path":
+        return _training_folder(section, crop="centre", flip=False)
     return open_images(path, section.size, section.threads)
 
 
@@ -122,7 +128,12 @@ def missing_images(section: DataSection, split: str) -> list[Missing]:
     key = _image_key(section, split)
     path = getattr(section, key)
     stored = section.kind == "pixels" if key == "path" else _is_store(path) or path.endswith(".zarr")
-    return missing_pixel_store(path, f"data.{key}") if stored else missing_image_folder(path, f"data.{key}")
+    missing = missing_pixel_store(path, f"data.{key}") if stored else missing_image_folder(path, f"data.{key}")
+    if key == "path" and section.leave_out and not Path(section.leave_out).expanduser().is_file():
+        missing.append(
+            Missing("data.leave_out", f"{section.leave_out} does not exist", "data.leave_out= takes all images")
+        )
+    return missing
 
 
 def held_out_data(section: DataSection) -> ImageData | None:
@@ -165,10 +176,7 @@ def _training_data(section: DataSection) -> ImageData:
     if section.kind in ("digits", "fashion_mnist"):
         return load_images(section, "train")
     if section.kind == "folder":
-        from domains.imagenet.data.image_folder import ImageFolder
-
-        settings = {"crop": section.crop, "flip": section.flip, "threads": section.threads}
-        return ImageFolder(section.path, size=section.size, **settings)
+        return _training_folder(section, crop=section.crop, flip=section.flip)
     if section.kind == "pixels":
         from domains.imagenet.data.pixel_store import PixelStore
 
@@ -176,3 +184,12 @@ def _training_data(section: DataSection) -> ImageData:
     from domains.imagenet.data.latent_store import LatentStore
 
     return LatentStore(section.path, posterior=section.posterior, flip=section.flip)
+
+
+def _training_folder(section: DataSection, *, crop: str, flip: bool) -> ImageData:
+    from domains.imagenet.data.image_folder import ImageFolder
+
+    folder = ImageFolder(section.path, size=section.size, crop=crop, flip=flip, threads=section.threads)
+    if not section.leave_out:
+        return folder
+    return folder.without(Path(section.leave_out).expanduser().read_text().splitlines())
