@@ -24,6 +24,7 @@ from drifting import (
     unnormalized_affinity,
 )
 from drifting.fields import Field, KernelGradient
+from drifting.training.checkpoint_file import checkpoint_paths
 from drifting.training.config import (
     CheckpointConfig,
     EmaConfig,
@@ -45,7 +46,12 @@ GENERATORS: dict[str, Callable[[Any], OneStepGenerator]] = {
 AFFINITIES = {"two_sided": two_sided_affinity, "row": row_affinity, "unnormalized": unnormalized_affinity}
 KEPT_REFERENCES = {"none": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-DOES_NOT_TRAIN = ("eval", "data.threads")  # may differ when a run is continued
+DOES_NOT_TRAIN = ("eval", *(f"data.{key}" for key in ("threads", "validation", "test", "images")))
+# Where things lie. What lies there a checkpoint knows: it refuses other images and other weights.
+MAY_MOVE = (
+    *("data.path", "data.leave_out", "encoder.run", "encoder.path"),
+    *(f"encoder.{kind}.path" for kind in ("convnext", "moco", "simclr")),
+)
 
 
 @dataclass
@@ -182,6 +188,12 @@ class QueueSection:
         require(self.owner in ("run", "rank"), "queue.owner", "run or rank", self.owner)
         for name in ("per_class", "unconditional", "push_per_step"):
             require(getattr(self, name) >= 1, f"queue.{name}", "at least 1", getattr(self, name))
+
+
+def free_keys(run: RunConfig) -> tuple[str, ...]:
+    """Keys that may differ when a run is continued; paths once it has a checkpoint, which knows what lay there."""
+    begun = bool(checkpoint_paths(Path(run.root) / run.name))
+    return (*DOES_NOT_TRAIN, *MAY_MOVE) if begun else DOES_NOT_TRAIN
 
 
 @dataclass

@@ -8,14 +8,16 @@ r"""Measure a trained run, or any images, against held-out images or a published
 `images` is an npz file of ADM's layout (arr_0), a pixel store or a folder of class folders. By default the network is a
 judge, trained on the training images of the run (or of `data`, where `images` is given): its figures are called
 FD(judge), and compare within one data set. FID, sFID, IS and KID need the published Inception network.
-A run is measured as its own `eval` section says; the keys that are given here go before it.
+A run is measured as its own `eval` section says; the keys that are given here go before it. Where its images have been
+moved, data.path, data.test, ... say where they lie now.
 """
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,13 +41,25 @@ from drifting.training.devices import chosen_device
 from drifting.training.errors import ConfigError
 from drifting.training.run_dir import load_config
 
+# Keys without effect: how a run reads what it learns, and figures on its way; ...
+NOT_OF_A_RUN = (
+    *(f"data.{key}" for key in ("kind", "size", "crop", "flip", "posterior", "num_classes")),
+    *("eval.every", "eval.quick_samples"),
+)
+# ... what a generator is asked for, and what a report on it shows.
+NOT_OF_IMAGES = (
+    *(f"data.{key}" for key in ("crop", "flip", "posterior", "num_classes")),
+    *(f"eval.{key}" for key in ("alphas", "samples_per_class", "samples", "judges", "rounding", "neighbours")),
+    *("eval.every", "eval.quick_samples"),
+)
+
 
 @dataclass
 class EvaluateConfig:
     """Either `run`, a run directory of training, or `images`. `eval`: as in training; of a run, only what shall differ.
 
-    data: of the judge and the real images, where `images` is given; a run knows its own. out: folder of what is
-    written; the run's where empty.
+    data: of the judge and the real images, where `images` is given; of a run the places that have changed. device: of
+    the evaluation, whatever a run was trained on. out: folder of what is written; the run's where empty.
     """
 
     run: str = ""
@@ -67,10 +81,14 @@ class EvaluateConfig:
 def main(config: EvaluateConfig) -> None:
     """Evaluate the newest checkpoint of a run, or images."""
     torch.set_num_threads(config.threads)
+    given = given_keys()
     if config.run:
-        section = section_of_run(Path(config.run), config.eval, given_keys())
-        report(Path(config.run), section, out=Path(config.out) if config.out else None)
+        refuse_without_effect(given, NOT_OF_A_RUN, "run")
+        run_dir = Path(config.run)
+        section, data = section_of_run(run_dir, config.eval, given), data_of_run(run_dir, config.data, given)
+        report(run_dir, section, out=Path(config.out) if config.out else None, data=data, device=config.device)
     else:
+        refuse_without_effect(given, NOT_OF_IMAGES, "images")
         measure_images(config)
 
 
@@ -83,18 +101,46 @@ def section_of_run(run_dir: Path, asked: EvalSection, given: frozenset[str] | No
     """
     if given is None:
         return asked
-    own = load_config(run_dir, ImagenetConfig).eval
-    changed = {entry.name: getattr(asked, entry.name) for entry in fields(asked) if f"eval.{entry.name}" in given}
-    return replace(own, **changed)
+    return replace(load_config(run_dir, ImagenetConfig).eval, **_given(asked, "eval", given))
 
 
-def report(run_dir: Path, section: EvalSection, *, out: Path | None = None) -> Figures:
+def data_of_run(run_dir: Path, asked: DataSection, given: frozenset[str] | None) -> DataSection:
+    """The `data` section that the run was trained with, but for the keys `given`.
+
+    Raises:
+        RunDirError: not a run directory of image training.
+    """
+    return replace(load_config(run_dir, ImagenetConfig).data, **_given(asked, "data", given or frozenset()))
+
+
+def _given(asked: EvalSection | DataSection, name: str, given: frozenset[str]) -> dict[str, Any]:
+    return {key.name: getattr(asked, key.name) for key in fields(asked) if f"{name}.{key.name}" in given}
+
+
+def refuse_without_effect(given: frozenset[str] | None, keys: Sequence[str], measured: str) -> None:
+    """ConfigError for keys of the command line that would change nothing about what is `measured`: run or images."""
+    if without := sorted((given or frozenset()).intersection(keys)):
+        raise ConfigError(f"{', '.join(without)}: without effect where {measured} is given; leave away")
+
+
+def report(
+    run_dir: Path,
+    section: EvalSection,
+    *,
+    out: Path | None = None,
+    data: DataSection | None = None,
+    device: str | None = None,
+) -> Figures:
     """Write metrics.json, plots and sheets into a run directory, or into `out`; print the tables.
+
+    `data`, `device`: instead of those that the run was trained with.
 
     Raises:
         ConfigError: something is missing: all of it is listed, before the first sample.
     """
     config, generator, step = load_generator(run_dir)
+    run = config.run if device is None else replace(config.run, device=device)
+    config = replace(config, run=run, data=data or config.data)
     refuse_missing(missing_measures(section, config.data) + missing_tokenizer(config.tokenizer))
     folder = out or run_dir
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from domains.imagenet.config import CONFIGS, DOES_NOT_TRAIN
+from domains.imagenet.config import CONFIGS, free_keys
 from domains.imagenet.data.image_data import ImageData
 from domains.imagenet.data.section import held_out_data, load_training_data, missing_data, missing_held_out
 from domains.imagenet.data.whole_images import check_decodable
@@ -49,7 +49,7 @@ def main(config: MaeTrainingConfig) -> None:
     check_fits(config.mae, data)
     evaluation = None if held_out is None else MaeEvaluation(data, held_out, config.eval, world.device)
     check_decodable({"data.path": data, "data.validation": held_out}, Path(config.run.root))
-    run_dir = open_run(config.run, config, free=DOES_NOT_TRAIN)
+    run_dir = open_run(config.run, config, free=free_keys(config.run))
     seed_everything(config.run.seed)
     mae = MaskedAutoencoder(config.mae).to(world.device)
     ema = Ema(mae, config.ema.decays, warmup=config.ema.warmup)

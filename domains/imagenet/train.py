@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from domains.imagenet.config import CONFIGS, DOES_NOT_TRAIN, ImagenetConfig
+from domains.imagenet.config import CONFIGS, ImagenetConfig, free_keys
 from domains.imagenet.data.image_data import ImageData
 from domains.imagenet.data.latent_store import LatentStore
 from domains.imagenet.data.section import load_training_data, missing_data
@@ -76,7 +76,7 @@ def main(config: ImagenetConfig) -> None:
     state = TrainState()
 
     check_decodable({"data.path": data}, Path(config.run.root))
-    run_dir = open_run(config.run, config, free=DOES_NOT_TRAIN)
+    run_dir = open_run(config.run, config, free=free_keys(config.run))
     checkpoint = Checkpoint(
         run_dir,
         keep=config.checkpoint.keep,

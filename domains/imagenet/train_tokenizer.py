@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from domains.imagenet.config import CONFIGS, DOES_NOT_TRAIN
+from domains.imagenet.config import CONFIGS, free_keys
 from domains.imagenet.data.image_data import ImageData, spread_over, to_float
 from domains.imagenet.data.section import load_images, load_training_data, missing_data, missing_held_out
 from domains.imagenet.data.whole_images import check_decodable
@@ -57,7 +57,7 @@ def main(config: TokenizerTrainingConfig) -> None:
     held_out = load_images(config.data, "validation") if config.data.validation else None
     check_fits(config, data)
     check_decodable({"data.path": data, "data.validation": held_out}, Path(config.run.root))
-    run_dir = open_run(config.run, config, free=DOES_NOT_TRAIN)
+    run_dir = open_run(config.run, config, free=free_keys(config.run))
     seed_everything(config.run.seed)
     training = TokenizerTraining(config.autoencoder.build(), config.edge_weight, config.kl_weight).to(world.device)
     ema = Ema(training, config.ema.decays, warmup=config.ema.warmup)

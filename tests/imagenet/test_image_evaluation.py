@@ -1,16 +1,18 @@
 """Samples in a stream, the report on a run, figures during training, and images from elsewhere."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from domains.imagenet import evaluate, measuring
 from domains.imagenet import judge as judge_module
-from domains.imagenet import measuring
 from domains.imagenet.config import ImagenetConfig
 from domains.imagenet.data.digits import digits_splits
+from domains.imagenet.data.section import DataSection
 from domains.imagenet.eval_section import EvalSection
 from domains.imagenet.evaluate import EvaluateConfig, measure_images, section_of_run
 from domains.imagenet.evaluation import Evaluation
@@ -147,6 +149,37 @@ def test_a_run_is_measured_as_it_was_trained_but_for_the_keys_that_are_given(tmp
     assert section == replace(config.eval, resize="half_pixel", reference="theirs.npz")
     assert section_of_run(run_dir, asked, frozenset({"run"})) == config.eval
     assert section_of_run(run_dir, asked, None) == asked
+
+
+def test_moved_images_and_another_device_are_taken_from_the_command_line(tmp_path, monkeypatch):
+    config = config_of(tmp_path)
+    config.run.device, config.data = "cuda", DataSection(kind="pixels", path="train.zarr", test="gone.zarr", size=64)
+    run_dir = open_run(config.run, config)
+    seen = {}
+    monkeypatch.setattr(evaluate, "load_generator", lambda run_dir: (config, None, 1))
+    monkeypatch.setattr(evaluate, "missing_measures", lambda section, data: seen.update(data=data) or [])
+
+    def evaluation(config, *_):
+        seen["device"] = config.run.device
+        raise StopIteration
+
+    monkeypatch.setattr(evaluate, "Evaluation", evaluation)
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", f"run={run_dir}", *words])
+        with pytest.raises((StopIteration, SystemExit)) as ended:
+            evaluate.main()
+        return str(ended.value)
+
+    command("data.test=moved.zarr", "device=cpu")
+    assert seen == {"data": replace(config.data, test="moved.zarr"), "device": "cpu"}
+    command()
+    assert seen == {"data": config.data, "device": "auto"}
+    refused = command("data.size=32", "eval.quick_samples=20")
+    assert "data.size, eval.quick_samples: without effect where run is given" in refused
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "images=x.npz", "out=out", "eval.alphas=[1.5]"])
+    with pytest.raises(SystemExit, match=r"eval\.alphas: without effect where images is given"):
+        evaluate.main()
 
 
 def test_everything_that_is_missing_is_found_together(tmp_path):

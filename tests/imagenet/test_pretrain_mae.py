@@ -20,8 +20,9 @@ from domains.imagenet.mae_training import MaeEvalSection, MaeTrainingConfig, loa
 from domains.imagenet.training_batches import TrainingBatches
 from drifting.training.checkpoint_file import read_checkpoint
 from drifting.training.config import typed
-from drifting.training.errors import ConfigError
+from drifting.training.errors import CheckpointError, ConfigError, RunDirError
 from drifting.training.metrics_log import read_metrics
+from drifting.training.run_dir import open_run
 
 
 def config(root, data, **changes) -> MaeTrainingConfig:
@@ -61,6 +62,22 @@ def stop_at_two(monkeypatch) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(pretrain_mae.Checkpoint, "save", save_then_stop)
+
+
+def test_images_may_move_once_a_checkpoint_knows_them(tmp_path, folders):
+    first = config(tmp_path, folders)
+    open_run(first.run, first)
+    moved = config(tmp_path, folders | {"path": str(tmp_path / "moved"), "validation": ""})
+    (tmp_path / "train").rename(tmp_path / "moved")
+    with pytest.raises(RunDirError, match=r"data\.path: .*train -> .*moved\n"):
+        run(moved)
+    (tmp_path / "moved").rename(tmp_path / "train")
+    run(first)
+    (tmp_path / "train").rename(tmp_path / "moved")
+    run(moved)
+    write_images(tmp_path / "moved", {"cat": 7})
+    with pytest.raises(CheckpointError, match="the run began with other training data"):
+        run(moved)
 
 
 def test_a_damaged_image_is_found_before_the_first_step(tmp_path, folders):

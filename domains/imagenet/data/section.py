@@ -52,8 +52,6 @@ class DataSection:
         require(self.crop in ("centre", "random"), "data.crop", "centre or random", self.crop)
         expected = "frozen, sampled or mean"
         require(self.posterior in ("frozen", "sampled", "mean"), "data.posterior", expected, self.posterior)
-        expected = f"empty for data.kind={self.kind}: only of a folder images are left out"
-        require(self.leave_out == "" or self.kind == "folder", "data.leave_out", expected, self.leave_out)
         require(self.threads >= 1, "data.threads", "at least 1", self.threads)
         require(self.num_classes >= 0, "data.num_classes", "at least 0", self.num_classes)
 
@@ -62,8 +60,11 @@ def load_training_data(section: DataSection) -> ImageData:
     """What the generator, or an encoder of the same samples, learns from.
 
     Raises:
+        ConfigError: images of a store are to be left out.
         DataError: files that are damaged, incomplete, or of another number of classes.
     """
+    if section.leave_out and section.kind != "folder":
+        raise ConfigError(f"data.leave_out must be empty for data.kind={section.kind}, got {section.leave_out}")
     data = _training_data(section)
     if section.num_classes and len(data.classes) != section.num_classes:
         listed = ", ".join(data.classes[:5])
