@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from domains.imagenet.check_measures import check_measures
 from domains.imagenet.config import CONFIGS, ImagenetConfig, OneStepGenerator
 from domains.imagenet.data.section import DataSection, open_images
 from domains.imagenet.eval_section import EvalSection
@@ -142,6 +143,7 @@ def report(
     run = config.run if device is None else replace(config.run, device=device)
     config = replace(config, run=run, data=data or config.data)
     refuse_missing(missing_measures(section, config.data) + missing_tokenizer(config.tokenizer))
+    check_measures(section, generator.cfg.num_classes)
     folder = out or run_dir
     folder.mkdir(parents=True, exist_ok=True)
     evaluation = Evaluation(config, generator, section, run_dir, folder)

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from domains.imagenet.check_measures import check_images, decoded_shape, images_read
 from domains.imagenet.config import ImagenetConfig, OneStepGenerator
 from domains.imagenet.data.image_data import ImageData, to_float
-from domains.imagenet.data.section import load_images
+from domains.imagenet.data.section import image_key
+from domains.imagenet.data.whole_images import check_decodable
 from domains.imagenet.eval_section import EvalSection
 from domains.imagenet.measuring import (
     figures_of,
@@ -19,8 +21,6 @@ from domains.imagenet.measuring import (
     judge_figures,
     load_inception_of,
     load_judges,
-    needs_split,
-    needs_train,
 )
 from domains.imagenet.metrics.feature_network import FeatureNetwork
 from domains.imagenet.metrics.feature_set import gather
@@ -32,7 +32,6 @@ from domains.imagenet.quality import Quality, fewer, nearest_train, observe, pix
 from domains.imagenet.sample_stream import SampleStream, balanced_labels, first_of_classes
 from domains.imagenet.tokenizers import Tokenizer
 from drifting.training.devices import chosen_device
-from drifting.training.errors import ConfigError
 
 GRID_COLUMNS = 10
 GRID_CLASSES = 10
@@ -63,21 +62,22 @@ class Evaluation:
         self.config = config
         self.device = chosen_device(config.run.device)
         self.tokenizer = build_tokenizer(config, self.device)
-        self.held_out = load_images(config.data, section.split) if needs_split(section) else None
-        self.train = load_images(config.data, "train") if needs_train(section, neighbours=True) else None
+        images = images_read(section, config.data)
+        cfg = generator.cfg
+        check_images(images, decoded_shape((cfg.channels, cfg.size, cfg.size), self.tokenizer), cfg.num_classes)
+        check_decodable(images, run_dir.absolute().parent)
+        self.held_out = images.get(f"data.{section.split}")
+        self.train = images.get(f"data.{image_key(config.data, 'train')}")
         some = self.held_out or self.train
-        num_classes = generator.cfg.num_classes
+        num_classes = cfg.num_classes
         self.classes = tuple(some.classes) if some else tuple(str(label) for label in range(num_classes))
         labels = balanced_labels(num_classes, section.samples or section.samples_per_class * num_classes)
         dtype = torch.uint8 if section.network == "inception" or some is None else some.dtype
         self.stream = SampleStream(
             generator.to(self.device), labels, dtype, section.rounding, section.batch, self.tokenizer
         )
-        columns = min(GRID_COLUMNS, len(labels) // num_classes)
-        if columns == 0:
-            raise ConfigError(f"eval.samples must be at least {num_classes}, one of every class, got {len(labels)}")
-        self.grid = first_of_classes(labels, min(GRID_CLASSES, num_classes), columns)
-        self.columns = columns
+        self.columns = min(GRID_COLUMNS, len(labels) // num_classes)
+        self.grid = first_of_classes(labels, min(GRID_CLASSES, num_classes), self.columns)
 
     def plan(self) -> str:
         """What will be compared with what, in a line."""

@@ -11,7 +11,6 @@ from domains.imagenet.metrics.feature_set import gather
 from domains.imagenet.pictures import save_sheet
 from domains.imagenet.sample_stream import SampleStream, balanced_labels, first_of_classes
 from domains.imagenet.tokenizers import Tokenizer
-from drifting.training.errors import ConfigError
 from drifting.training.world import World
 
 SHEET_CLASSES, SHEET_COLUMNS = 10, 8
@@ -20,9 +19,9 @@ SHEET_CLASSES, SHEET_COLUMNS = 10, 8
 class QuickEvaluation:
     """Measures `eval.quick_samples` samples at each of `eval.alphas`, by one judge or by Inception.
 
-    Made before the first step: what is missing is found by `missing_measures`, and a judge that is not in the cache is
-    trained now. The same noise and labels every time, so that figures of one run differ by its weights alone. They are
-    of few samples, and above those of the report.
+    Made before the first step: what is missing is found by `missing_measures`, what does not fit by `check_measures`,
+    and a judge that is not in the cache is trained now. The same noise and labels every time, so that figures of one
+    run differ by its weights alone. They are of few samples, and above those of the report.
 
     Each rank makes its share of the samples, and all know the figures of all of them.
 
@@ -31,18 +30,11 @@ class QuickEvaluation:
         run_dir: its folder; the cache of judges lies beside it.
         world: this rank; generator and networks are on its device.
         tokenizer: decodes samples; None for pixels.
-
-    Raises:
-        ConfigError: fewer samples than ranks.
     """
 
     def __init__(self, config: ImagenetConfig, run_dir: Path, world: World, tokenizer: Tokenizer | None = None) -> None:
         self.section = section = config.eval
         self.tokenizer, self.world = tokenizer, world
-        if section.quick_samples < world.size:
-            raise ConfigError(
-                f"eval.quick_samples must be at least {world.size}, one for each rank, got {section.quick_samples}"
-            )
         self.network, self.reference = load_measure(section, config.data, run_dir, world.device)
         self.dtype = torch.uint8
         if section.network == "judge":

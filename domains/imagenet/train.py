@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from domains.imagenet.check_measures import check_images, check_measures, decoded_shape, images_read
 from domains.imagenet.config import CONFIGS, ImagenetConfig, free_keys
 from domains.imagenet.data.image_data import ImageData
 from domains.imagenet.data.latent_store import LatentStore
@@ -59,6 +60,9 @@ def main(config: ImagenetConfig) -> None:
     check_fits(config, data)
     tokenizer = None if config.tokenizer.kind == "none" else config.tokenizer.build().to(world.device)
     check_decoded(data, tokenizer)
+    check_measures(config.eval, len(data.classes), ranks=world.size)
+    images = images_read(config.eval, config.data)
+    check_images(images, decoded_shape(data.sample_shape, tokenizer), data.classes)
     encoder = build_encoder(config.encoder, data.sample_shape, tokenizer).to(world.device)
     seed_everything(config.run.seed)
     real = RealSamples.of(config, data, world)
@@ -75,7 +79,7 @@ def main(config: ImagenetConfig) -> None:
     drift_loss.loss.shard_generated = world.generated
     state = TrainState()
 
-    check_decodable({"data.path": data}, Path(config.run.root))
+    check_decodable({**images, "data.path": data}, Path(config.run.root))
     run_dir = open_run(config.run, config, free=free_keys(config.run))
     checkpoint = Checkpoint(
         run_dir,

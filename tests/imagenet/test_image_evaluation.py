@@ -7,11 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from image_files import write_images
 
-from domains.imagenet import evaluate, measuring
+from domains.imagenet import check_measures as check_measures_module
+from domains.imagenet import evaluate, measuring, pack_images, train
 from domains.imagenet import judge as judge_module
+from domains.imagenet.check_measures import check_images, check_measures
 from domains.imagenet.config import ImagenetConfig
 from domains.imagenet.data.digits import digits_splits
+from domains.imagenet.data.image_data import DataError
+from domains.imagenet.data.labelled_images import LabelledImages
 from domains.imagenet.data.section import DataSection
 from domains.imagenet.eval_section import EvalSection
 from domains.imagenet.evaluate import EvaluateConfig, measure_images, section_of_run
@@ -20,6 +25,7 @@ from domains.imagenet.measuring import missing_measures
 from domains.imagenet.metrics.feature_network import Features
 from domains.imagenet.metrics.image_batches import to_8_bits
 from domains.imagenet.mlp_generator import MlpConfig, MlpGenerator
+from domains.imagenet.pack_images import PackImagesConfig
 from domains.imagenet.quick_evaluation import QuickEvaluation
 from domains.imagenet.sample_stream import SampleStream, balanced_labels, first_of_classes
 from drifting.training.config import typed
@@ -117,10 +123,68 @@ def test_a_run_is_measured_by_the_published_network_on_8_bit_images(generator, t
     assert not (tmp_path.parent / ".judges").exists()
 
 
-def test_too_few_samples_are_refused_before_the_first(generator, tmp_path):
-    config = config_of(tmp_path, samples=9)
-    with pytest.raises(ConfigError, match=r"eval.samples must be at least 10, one of every class, got 9"):
-        Evaluation(config, generator, config.eval, tmp_path, tmp_path)
+def test_measures_that_cannot_be_are_refused_before_the_first_step(tmp_path, monkeypatch):
+    def refuse(message, **evaluation):
+        config = config_of(tmp_path / "runs", **evaluation)
+        config.drift.classes_per_step = 10
+        with pytest.raises(ConfigError, match=message):
+            train.main.__wrapped__(config)
+        assert not (tmp_path / "runs").exists()
+
+    refuse(r"eval\.samples must be at least 10, one of every class, got 9", samples=9)
+    inception = {"network": "inception", "inception": str(tmp_path / "inception.pth")}
+    (tmp_path / "inception.pth").write_bytes(b"another network")
+    refuse(r"inception\.pth is not the published file", **inception)
+    monkeypatch.setattr(check_measures_module, "published_weights", lambda path: b"")
+    statistics = {"mu": np.zeros(2048), "sigma": np.eye(2048), "resize": np.array("tf1"), "network": "inception"}
+    inception["reference"] = str(tmp_path / "ours.npz")
+    np.savez(inception["reference"], **statistics)
+    refuse(r"ours\.npz was made with resize 'tf1', this evaluation has 'half_pixel'", **inception, resize="half_pixel")
+    np.savez(tmp_path / "images.npz", arr_0=np.zeros((3, 8, 8)))
+    refuse(r"arr_0 must be uint8", **inception, reference_images=str(tmp_path / "images.npz"))
+    np.savez(inception["reference"], mu=np.zeros(64), sigma=np.eye(64))
+    refuse(r"ours\.npz has statistics of 64 features, inception has 2048", **inception)
+
+
+def test_fewer_samples_on_the_way_than_ranks_are_refused():
+    section = EvalSection(quick_samples=10, every=5)
+    with pytest.raises(ConfigError, match=r"eval\.quick_samples must be at least 16, one for each rank, got 10"):
+        check_measures(section, 10, ranks=16)
+    check_measures(replace(section, every=None), 10, ranks=16)
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "message"),
+    [
+        ({"cat": 3, "eel": 3}, 8, r"data\.test must have the classes .*: it lacks dog, it has eel besides"),
+        ({"cat": 3, "dog": 3}, 12, r"data\.test must hold images of 3 x 8 x 8, as samples are, got 3 x 12 x 12"),
+    ],
+)
+def test_held_out_images_of_other_classes_or_another_size_are_refused_before_the_first_step(
+    tmp_path, counts, size, message
+):
+    write_images(tmp_path / "train", {"cat": 8, "dog": 8})
+    write_images(tmp_path / "test", counts)
+    for split, side in (("train", 8), ("test", size)):
+        folder = str(tmp_path / split)
+        pack_images.main.__wrapped__(PackImagesConfig(folder=folder, out=f"{folder}.zarr", size=side))
+    config = config_of(tmp_path / "runs", neighbours=0)
+    config.data = DataSection(
+        kind="pixels", path=str(tmp_path / "train.zarr"), test=str(tmp_path / "test.zarr"), size=size
+    )
+    config.generator.mlp = MlpConfig(hidden=16, channels=3, num_classes=2)
+    config.drift.classes_per_step, config.drift.num_positive, config.drift.num_unconditional = 2, 4, 4
+    with pytest.raises(DataError, match=message):
+        train.main.__wrapped__(config)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_class_without_held_out_images_is_refused():
+    images = LabelledImages(torch.zeros(3, 1, 8, 8), torch.tensor([0, 2, 2]))
+    with pytest.raises(DataError, match=r"data\.test has 1 classes without images: 1$"):
+        check_images({"data.test": images}, (1, 8, 8), 3)
+    with pytest.raises(DataError, match=r"data\.test must have 4 classes, as the generator, got 3"):
+        check_images({"data.test": images}, (1, 8, 8), 4)
 
 
 def test_figures_during_training_cost_no_second_judge(generator, tmp_path, monkeypatch):
@@ -134,12 +198,6 @@ def test_figures_during_training_cost_no_second_judge(generator, tmp_path, monke
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_fewer_samples_on_the_way_than_ranks_are_refused(tmp_path):
-    config = config_of(tmp_path, quick_samples=10)
-    with pytest.raises(ConfigError, match=r"eval\.quick_samples must be at least 16, one for each rank, got 10"):
-        QuickEvaluation(config, tmp_path, World(torch.device("cpu"), rank=3, size=16))
-
-
 def test_a_run_is_measured_as_it_was_trained_but_for_the_keys_that_are_given(tmp_path):
     config = config_of(tmp_path, network="inception", samples=None, samples_per_class=50, reference="ours.npz")
     run_dir = open_run(config.run, config)
@@ -151,12 +209,12 @@ def test_a_run_is_measured_as_it_was_trained_but_for_the_keys_that_are_given(tmp
     assert section_of_run(run_dir, asked, None) == asked
 
 
-def test_moved_images_and_another_device_are_taken_from_the_command_line(tmp_path, monkeypatch):
+def test_moved_images_and_another_device_are_taken_from_the_command_line(generator, tmp_path, monkeypatch):
     config = config_of(tmp_path)
     config.run.device, config.data = "cuda", DataSection(kind="pixels", path="train.zarr", test="gone.zarr", size=64)
     run_dir = open_run(config.run, config)
     seen = {}
-    monkeypatch.setattr(evaluate, "load_generator", lambda run_dir: (config, None, 1))
+    monkeypatch.setattr(evaluate, "load_generator", lambda run_dir: (config, generator, 1))
     monkeypatch.setattr(evaluate, "missing_measures", lambda section, data: seen.update(data=data) or [])
 
     def evaluation(config, *_):

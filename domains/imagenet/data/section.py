@@ -89,7 +89,7 @@ def load_images(section: DataSection, split: str) -> ImageData:
         return data
     if section.kind == "fashion_mnist":
         return fashion_mnist(split, section.path)
-    key = _image_key(section, split)
+    key = image_key(section, split)
     path = getattr(section, key)
     if not path:
         raise ConfigError(f"data.{key} must name a folder or a pixel store of {split} images, got nothing")
@@ -126,7 +126,7 @@ def missing_images(section: DataSection, split: str) -> list[Missing]:
     from domains.imagenet.data.image_folder import missing_image_folder
     from domains.imagenet.data.pixel_store import missing_pixel_store
 
-    key = _image_key(section, split)
+    key = image_key(section, split)
     path = getattr(section, key)
     stored = section.kind == "pixels" if key == "path" else _is_store(path) or path.endswith(".zarr")
     missing = missing_pixel_store(path, f"data.{key}") if stored else missing_image_folder(path, f"data.{key}")
@@ -163,7 +163,8 @@ def missing_held_out(section: DataSection) -> list[Missing]:
     return missing_images(section, "validation")
 
 
-def _image_key(section: DataSection, split: str) -> str:
+def image_key(section: DataSection, split: str) -> str:
+    """The key of the section that names the images of a split."""
     if split != "train":
         return split
     return "images" if section.kind == "latents" else "path"

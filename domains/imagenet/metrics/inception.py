@@ -31,6 +31,7 @@ FILE_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{
 FILE_BYTES = 95_628_359
 FILE_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SIDE = 299
+WIDTH = 2048  # of the pooled features
 SPATIAL_CHANNELS = 7  # of TensorFlow's mixed_6/conv:0, 17 x 17 locations: 2023 numbers, about as many as pooled
 
 
@@ -97,6 +98,16 @@ def load_inception(path: str | Path, *, resize: str) -> Inception:
     Raises:
         ConfigError: a file that is not the published one.
     """
+    weights = torch.load(io.BytesIO(published_weights(path)), weights_only=True)
+    return Inception(weights, resize=resize, name=INCEPTION)
+
+
+def published_weights(path: str | Path) -> bytes:
+    """The content of the published file.
+
+    Raises:
+        ConfigError: a file that is not the published one.
+    """
     content = Path(path).expanduser().read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != FILE_SHA256:
@@ -104,7 +115,7 @@ def load_inception(path: str | Path, *, resize: str) -> Inception:
             f"eval.inception={path} is not the published file, or damaged: SHA-256 {digest}, {len(content)} bytes; "
             f"expected {FILE_SHA256}, {FILE_BYTES} bytes. Download it again: {download_command(path)}"
         )
-    return Inception(torch.load(io.BytesIO(content), weights_only=True), resize=resize, name=INCEPTION)
+    return content
 
 
 def missing_inception(path: str, setting: str = "eval.inception") -> list[Missing]:

@@ -69,33 +69,24 @@ def read_reference(
     Raises:
         ConfigError: no such file, none of its dialects, wrong shapes, pickled content, or made with another network.
     """
-    file = Path(path).expanduser()
-    keys = npz_keys(file)
-    pair = next((pair for pair in PAIRS if set(pair) <= set(keys)), None)
-    if pair is None:
-        raise ConfigError(
-            f"eval.reference={path} holds {', '.join(keys)}; expected mu and sigma, or ref_mu and ref_sigma"
-        )
-    _check_origin(file, keys, network)
-    pooled = _gaussian(file, pair)
-    if len(pooled.mean) != network.width:
-        raise ConfigError(
-            f"eval.reference={path} has statistics of {len(pooled.mean)} features, {network.name} has {network.width}: "
-            "it was made with another network"
-        )
-    spatial = _gaussian(file, SPATIAL_PAIR) if set(SPATIAL_PAIR) <= set(keys) else None
-    reference = Reference(pooled, spatial)
-    if images:
-        source: Path | None = Path(images).expanduser()
-        npz_keys(source)
-    else:
-        source = file if KEY in keys else None
+    resize = getattr(network, "resize", "")
+    reference = _statistics(Path(path).expanduser(), name=network.name, width=network.width, resize=resize)
+    source = _images_of(path, images)
     if source is not None:
         single = gather(npz_images(source, batch), network, with_logits=False)
-        reference = replace(reference, features=single.pooled)
-    elif "features" in keys:
-        reference = replace(reference, features=torch.from_numpy(_read(file, "features")).float())
+        return replace(reference, features=single.pooled)
     return reference
+
+
+def check_reference(path: str | Path, *, name: str, width: int, resize: str, images: str | Path = "") -> None:
+    """Refuse what `read_reference` refuses with a network of this name, width and resize; no images pass through it.
+
+    Raises:
+        ConfigError: as `read_reference`, but that only the first image is read.
+    """
+    _statistics(Path(path).expanduser(), name=name, width=width, resize=resize)
+    if (source := _images_of(path, images)) is not None:
+        next(npz_images(source, 1))
 
 
 def write_reference(path: Path, real: FeatureSet, *, resize: str = "") -> None:
@@ -123,11 +114,35 @@ def missing_reference(path: str, setting: str, command: str) -> list[Missing]:
     return [Missing(setting, f"{path} does not exist", command)]
 
 
-def _check_origin(file: Path, keys: tuple[str, ...], network: FeatureNetwork) -> None:
-    """Refuse a file of `make_reference` that was made with another network, or another resize."""
-    for key, own in (("network", network.name), ("resize", getattr(network, "resize", ""))):
+def _statistics(file: Path, *, name: str, width: int, resize: str) -> Reference:
+    """Statistics, and features of single images where the file holds some."""
+    keys = npz_keys(file)
+    pair = next((pair for pair in PAIRS if set(pair) <= set(keys)), None)
+    if pair is None:
+        raise ConfigError(
+            f"eval.reference={file} holds {', '.join(keys)}; expected mu and sigma, or ref_mu and ref_sigma"
+        )
+    for key, own in (("network", name), ("resize", resize)):
         if key in keys and (made := str(_read(file, key))) != own:
             raise ConfigError(f"eval.reference={file} was made with {key} {made!r}, this evaluation has {own!r}")
+    pooled = _gaussian(file, pair)
+    if len(pooled.mean) != width:
+        raise ConfigError(
+            f"eval.reference={file} has statistics of {len(pooled.mean)} features, {name} has {width}: "
+            "it was made with another network"
+        )
+    spatial = _gaussian(file, SPATIAL_PAIR) if set(SPATIAL_PAIR) <= set(keys) else None
+    features = torch.from_numpy(_read(file, "features")).float() if "features" in keys else None
+    return Reference(pooled, spatial, features)
+
+
+def _images_of(path: str | Path, images: str | Path) -> Path | None:
+    """The file whose arr_0 holds single images; None if there is none."""
+    if images:
+        npz_keys(Path(images).expanduser())
+        return Path(images).expanduser()
+    file = Path(path).expanduser()
+    return file if KEY in npz_keys(file) else None
 
 
 def _gaussian(file: Path, pair: tuple[str, str]) -> Gaussian:
