@@ -27,9 +27,8 @@ from domains.imagenet.config import CONFIGS, ImagenetConfig, OneStepGenerator
 from domains.imagenet.data.section import DataSection, open_images
 from domains.imagenet.eval_section import EvalSection
 from domains.imagenet.evaluation import Evaluation, Figures
-from domains.imagenet.measuring import figures_of, load_measure, missing_measures
+from domains.imagenet.measuring import figures_of, load_measure, missing_measures, protocol_of
 from domains.imagenet.metrics.feature_set import gather
-from domains.imagenet.metrics.image_batches import in_batches
 from domains.imagenet.metrics.npz_images import npz_images
 from domains.imagenet.missing import Missing, refuse_missing
 from domains.imagenet.sampling import generate, load_generator
@@ -174,14 +173,17 @@ def measure_images(config: EvaluateConfig) -> dict[str, float]:
     refuse_missing(own + missing_measures(section, config.data, neighbours=False))
     out = Path(config.out)
     network, reference = load_measure(section, config.data, out, chosen_device(config.device))
-    print(f"reference {section.reference or section.split + ' images'}: {reference.serves(network.name)}")
+    protocol = protocol_of(section)
+    print(f"the reference serves {reference.serves(network.name)}")
+    print("protocol: " + ", ".join(f"{key} {value}" for key, value in protocol.items()))
     try:
         measured = gather(opened(config.images, config.data.size, section.batch), network)
     except ValueError as error:  # of another shape than the network's
         raise ConfigError(f"images={config.images}: {error}") from error
     figures = figures_of(measured, reference, section)
     out.mkdir(parents=True, exist_ok=True)
-    content = {"images": config.images, "samples": measured.moments.count, "figures": figures}
+    content = {"images": config.images, "samples": measured.moments.count, "network": section.network}
+    content |= {**protocol, "figures": figures}
     replace_text(out / "metrics.json", json.dumps(content, indent=2) + "\n")
     print("\n".join(f"{name:<20}{value:>12.4f}" for name, value in figures.items()))
     print(f"of {measured.moments.count} images; written to {out}/metrics.json")
@@ -189,12 +191,16 @@ def measure_images(config: EvaluateConfig) -> dict[str, float]:
 
 
 def opened(path: str, size: int, batch: int) -> Iterator[Tensor]:
-    """Batches of uint8 images of an npz file, a pixel store or a folder."""
-    return (
-        npz_images(Path(path).expanduser(), batch)
-        if path.endswith(".npz")
-        else in_batches(open_images(path, size), batch)
-    )
+    """Batches of uint8 images of an npz file in its order, or of a pixel store or a folder in a random one.
+
+    A folder is sorted by class, and the Inception score of "adm" takes parts in order: they shall hold all classes.
+    """
+    if path.endswith(".npz"):
+        yield from npz_images(Path(path).expanduser(), batch)
+        return
+    data = open_images(path, size)
+    for part in torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).split(batch):
+        yield data.read(part)
 
 
 def samples_per_second(

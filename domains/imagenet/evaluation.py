@@ -21,6 +21,7 @@ from domains.imagenet.measuring import (
     judge_figures,
     load_inception_of,
     load_judges,
+    protocol_of,
 )
 from domains.imagenet.metrics.feature_network import FeatureNetwork
 from domains.imagenet.metrics.feature_set import gather
@@ -119,16 +120,15 @@ class Evaluation:
         section = self.section
         network = load_inception_of(section, self.device)
         reference = inception_reference(section, network, self.held_out)
-        source = section.reference or f"{section.split} images"
-        protocol = {"resize": section.resize, "inception_score": section.inception_score, "rounding": section.rounding}
+        protocol = protocol_of(section) | {"rounding": section.rounding}
         rows: Figures = {}
         for alpha in section.alphas:
             ours = gather(self.stream.at(alpha, self.grid), network)
             rows[f"alpha {alpha:g}"] = figures_of(ours, reference, section)
             self.pictures(alpha, network)
         said = ", ".join(f"{key} {value}" for key, value in protocol.items())
-        text = f"reference {source}: {reference.serves()}\nprotocol: {said}\n\n{self.swept(rows, 'FID', 'IS')}"
-        return Measured(rows, {"reference": source, **protocol}, text)
+        text = f"the reference serves {reference.serves()}\nprotocol: {said}\n\n{self.swept(rows, 'FID', 'IS')}"
+        return Measured(rows, protocol, text)
 
     def pictures(self, alpha: float, network: FeatureNetwork) -> None:
         """The sheet of one guidance scale; at the first also samples beside real and nearest training images."""

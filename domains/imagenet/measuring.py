@@ -14,7 +14,7 @@ from domains.imagenet.metrics.feature_set import FeatureSet, gather
 from domains.imagenet.metrics.image_batches import in_batches
 from domains.imagenet.metrics.image_metrics import compare
 from domains.imagenet.metrics.inception import Inception, load_inception, missing_inception
-from domains.imagenet.metrics.reference import Reference, missing_reference, read_reference
+from domains.imagenet.metrics.reference import PUBLISHED, Reference, missing_reference, read_reference
 from domains.imagenet.missing import Missing
 from drifting.training.errors import ConfigError
 
@@ -51,9 +51,10 @@ def missing_measures(section: EvalSection, data: DataSection, *, neighbours: boo
     if section.network == "inception":
         missing += missing_inception(section.inception)
         made = f"python -m domains.imagenet.make_reference images=FOLDER out={section.reference}"
-        made += f" inception={section.inception or 'FILE'} resize={section.resize}, or a published file"
+        made += f" inception={section.inception or 'FILE'} resize={section.resize}"
+        made = f"{PUBLISHED}\n# or statistics of your own images, whose FID compares with no published one:\n{made}"
         missing += missing_reference(section.reference, "eval.reference", made)
-        images = "an npz file with images as arr_0, as ADM publishes its references"
+        images = f"{PUBLISHED}\n# an npz file with images as arr_0, which ADM's holds"
         missing += missing_reference(section.reference_images, "eval.reference_images", images)
     return missing
 
@@ -96,6 +97,14 @@ def load_measure(
     assert held_out is not None  # a judge needs the split
     real = gather(in_batches(held_out, section.batch), judge, with_logits=False)
     return judge, Reference.of(real.thinned(JUDGE_FEATURES))
+
+
+def protocol_of(section: EvalSection) -> dict[str, str]:
+    """What figures of the same images depend on, by name; without it they do not compare."""
+    source = section.reference or f"{section.split} images"
+    images = {"reference_images": section.reference_images} if section.reference_images else {}
+    resize = {"resize": section.resize} if section.network == "inception" else {}
+    return {"reference": source, **images, **resize, "inception_score": section.inception_score}
 
 
 def figures_of(ours: FeatureSet, real: Reference, section: EvalSection) -> dict[str, float]:

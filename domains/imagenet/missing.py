@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from textwrap import indent
 
 from drifting.training.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """One thing that is not there. `setting`: the key that names it; `command`: what gets it."""
+    """One thing that is not there. `setting`: the key that names it; `command`: what gets it, in lines of a shell."""
 
     setting: str
     what: str
@@ -17,6 +18,6 @@ class Missing:
 
 def refuse_missing(missing: Iterable[Missing]) -> None:
     """Raise ConfigError that lists everything with the command for it, or return if there is nothing."""
-    listed = [f"  {each.setting}: {each.what}\n      {each.command}" for each in dict.fromkeys(missing)]
+    listed = [f"  {each.setting}: {each.what}\n{indent(each.command, ' ' * 6)}" for each in dict.fromkeys(missing)]
     if listed:
         raise ConfigError("\n".join([f"{len(listed)} things are missing; what gets each stands under it:", *listed]))

@@ -1,6 +1,7 @@
 """Samples in a stream, the report on a run, figures during training, and images from elsewhere."""
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 
@@ -16,10 +17,11 @@ from domains.imagenet.check_measures import check_images, check_measures
 from domains.imagenet.config import ImagenetConfig
 from domains.imagenet.data.digits import digits_splits
 from domains.imagenet.data.image_data import DataError
+from domains.imagenet.data.image_folder import ImageFolder
 from domains.imagenet.data.labelled_images import LabelledImages
 from domains.imagenet.data.section import DataSection
 from domains.imagenet.eval_section import EvalSection
-from domains.imagenet.evaluate import EvaluateConfig, measure_images, section_of_run
+from domains.imagenet.evaluate import EvaluateConfig, measure_images, opened, section_of_run
 from domains.imagenet.evaluation import Evaluation
 from domains.imagenet.measuring import missing_measures
 from domains.imagenet.metrics.feature_network import Features
@@ -248,6 +250,11 @@ def test_everything_that_is_missing_is_found_together(tmp_path):
     assert missing_measures(EvalSection(), data) == []
     with pytest.raises(ConfigError, match=r"eval.reference must be empty for eval.network=judge"):
         missing_measures(EvalSection(reference="x.npz"), data)
+    [reference] = [missing for missing in missing_measures(section, data) if missing.setting == "eval.reference"]
+    *told, made = reference.command.splitlines()
+    assert all(line.startswith("# ") for line in told)  # all of it may be pasted
+    assert "github.com/openai/guided-diffusion" in reference.command
+    assert shlex.split(made)[3:] == ["images=FOLDER", f"out={section.reference}", "inception=FILE", "resize=tf1"]
     config = EvaluateConfig(images=str(tmp_path / "none.npz"), out=str(tmp_path / "out"), eval=section)
     with pytest.raises(ConfigError, match=r"(?s)4 things are missing.*images: .*eval.inception.*curl"):
         measure_images(config)
@@ -273,7 +280,21 @@ def test_images_from_elsewhere_are_measured(tmp_path, monkeypatch):
     figures = measure_images(config)
     assert figures["FID"] < 0.5  # real digits, against held-out ones
     assert figures["precision"] > 0.8
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["samples"] == 997
+    told = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (told["samples"], told["network"], told["reference"]) == (997, "inception", "test images")
+    assert (told["resize"], told["inception_score"]) == ("tf1", "adm")
+
+
+def test_parts_of_a_folder_hold_all_classes(tmp_path):
+    write_images(tmp_path / "images", {"a": 12, "b": 12}, sides=(8, 8))
+    data = ImageFolder(tmp_path / "images", size=8)
+    parts = list(opened(str(tmp_path / "images"), 8, batch=8))
+    whole = data.read(torch.arange(24)).flatten(1)
+    labels = [[int((whole == image.flatten()).all(1).nonzero()) // 12 for image in part] for part in parts]
+    assert [len(part) for part in labels] == [8, 8, 8]
+    assert sorted(label for part in labels for label in part) == [0] * 12 + [1] * 12
+    assert all(set(part) == {0, 1} for part in labels)
+    assert torch.equal(torch.cat(parts), torch.cat(list(opened(str(tmp_path / "images"), 8, batch=24))))
 
 
 @pytest.mark.parametrize(

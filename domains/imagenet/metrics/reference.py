@@ -28,6 +28,10 @@ from drifting.training.errors import ConfigError
 
 PAIRS = (("mu", "sigma"), ("ref_mu", "ref_sigma"))
 SPATIAL_PAIR = ("mu_s", "sigma_s")
+# Where published ones are told, as comments of a shell.
+PUBLISHED = """\
+# imagenet_256_fid_stats.npz, of the paper's numbers: the README of github.com/lambertae/drifting links its folder
+# VIRTUAL_imagenet256_labeled.npz, ADM's: evaluations/README.md of github.com/openai/guided-diffusion"""
 
 
 @dataclass(frozen=True, slots=True)
