@@ -93,7 +93,7 @@ def train_flow(config: ImagenetConfig, seconds: float) -> tuple[DiTGenerator, in
 def rows_of(config: ImagenetConfig, generator: nn.Module, out: Path) -> tuple[dict[str, Any], Evaluation]:
     """The report's rows of one generator; sheets go to `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    evaluation = Evaluation(config, generator, config.eval, out, out)  # type: ignore[arg-type]
+    evaluation = Evaluation(config, {"": generator}, config.eval, out, out)  # type: ignore[arg-type]
     return evaluation.measured().rows, evaluation
 
 

@@ -221,3 +221,4 @@ class ImagenetConfig:
         expected = f"at least drift.num_unconditional = {self.drift.num_unconditional}"
         enough = self.queue.unconditional >= self.drift.num_unconditional
         require(enough, "queue.unconditional", expected, self.queue.unconditional)
+        self.eval.averages(self.ema.decays)

@@ -3,6 +3,7 @@ r"""Measure a trained run, or any images, against held-out images or a published
     python -m domains.imagenet.evaluate run=runs/digits
     python -m domains.imagenet.evaluate run=runs/L2 eval.network=inception eval.inception=weights-inception-....pth \
         eval.reference=VIRTUAL_imagenet256_labeled.npz eval.samples=50000 eval.alphas=[1,1.1,1.2,1.5,2]
+    python -m domains.imagenet.evaluate run=runs/L2 eval.ema=all           every average of the run at every alpha
     python -m domains.imagenet.evaluate images=samples.npz out=figures eval.network=inception ...
 
 `images` is an npz file of ADM's layout (arr_0), a pixel store or a folder of class folders. By default the network is a
@@ -31,7 +32,7 @@ from domains.imagenet.measuring import figures_of, load_measure, missing_measure
 from domains.imagenet.metrics.feature_set import gather
 from domains.imagenet.metrics.npz_images import npz_images
 from domains.imagenet.missing import Missing, refuse_missing
-from domains.imagenet.sampling import generate, load_generator
+from domains.imagenet.sampling import generate, load_averages
 from domains.imagenet.tokenizers import Tokenizer
 from domains.imagenet.tokenizers.section import missing_tokenizer
 from drifting.training.atomic_file import replace_text
@@ -49,7 +50,7 @@ NOT_OF_A_RUN = (
 # ... what a generator is asked for, and what a report on it shows.
 NOT_OF_IMAGES = (
     *(f"data.{key}" for key in ("crop", "flip", "posterior", "num_classes")),
-    *(f"eval.{key}" for key in ("alphas", "samples_per_class", "samples", "judges", "rounding", "neighbours")),
+    *(f"eval.{key}" for key in ("alphas", "samples_per_class", "samples", "judges", "rounding", "neighbours", "ema")),
     *("eval.every", "eval.quick_samples"),
 )
 
@@ -138,24 +139,25 @@ def report(
     Raises:
         ConfigError: something is missing: all of it is listed, before the first sample.
     """
-    config, generator, step = load_generator(run_dir)
+    config, generators, step = load_averages(run_dir, section)
     run = config.run if device is None else replace(config.run, device=device)
     config = replace(config, run=run, data=data or config.data)
     refuse_missing(missing_measures(section, config.data) + missing_tokenizer(config.tokenizer))
-    check_measures(section, generator.cfg.num_classes)
+    check_measures(section, next(iter(generators.values())).cfg.num_classes)
     folder = out or run_dir
     folder.mkdir(parents=True, exist_ok=True)
-    evaluation = Evaluation(config, generator, section, run_dir, folder)
+    evaluation = Evaluation(config, generators, section, run_dir, folder)
     print(f"evaluating step {step}: {evaluation.plan()}")
     found = evaluation.measured()
-    speed = samples_per_second(generator, evaluation.tokenizer, most=section.batch)
+    speed = samples_per_second(evaluation.stream.generator, evaluation.tokenizer, most=section.batch)
     samples = len(evaluation.stream.labels)
-    figures = {"step": step, "split": section.split, "judges": section.judges, "samples": samples}
+    decays = section.averages(config.ema.decays)
+    figures = {"step": step, "ema": decays, "split": section.split, "judges": section.judges, "samples": samples}
     figures |= {"samples_per_second": speed, "network": section.network, "rows": found.rows} | found.details
     replace_text(folder / "metrics.json", json.dumps(figures, indent=2) + "\n")
     print(f"\n{found.text}\n")
     print(f"one-step sampler: {speed:,.0f} images/s on this machine, {torch.get_num_threads()} thread(s)")
-    print(f"everything lies in {folder}: metrics.json, samples_alpha_*.png, guidance_sweep.png, ...")
+    print(f"everything lies in {folder}: metrics.json, samples_*.png, guidance_sweep.png, ...")
     return found.rows
 
 

@@ -1,6 +1,7 @@
 """One evaluation of a run: figures at every guidance scale beside those of real images, sheets and plots."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from domains.imagenet.measuring import (
 )
 from domains.imagenet.metrics.feature_network import FeatureNetwork
 from domains.imagenet.metrics.feature_set import gather
-from domains.imagenet.metrics.guidance_sweep import save_sweep, sweep_table
+from domains.imagenet.metrics.guidance_sweep import row_name, save_sweep, sweep_table
 from domains.imagenet.metrics.image_batches import in_batches, some_of
 from domains.imagenet.metrics.neighbours import SHOWN, nearest_images, save_neighbours
 from domains.imagenet.pictures import save_comparison, save_sheet
@@ -52,10 +53,18 @@ class Measured:
 
 
 class Evaluation:
-    """What a report measures: samples of one generator, the run's real images, and where they are written."""
+    """What a report measures: samples of generators, the run's real images, and where they are written.
+
+    `generators`: averages of one run by what rows call them, "" where there is one.
+    """
 
     def __init__(
-        self, config: ImagenetConfig, generator: OneStepGenerator, section: EvalSection, run_dir: Path, out: Path
+        self,
+        config: ImagenetConfig,
+        generators: Mapping[str, OneStepGenerator],
+        section: EvalSection,
+        run_dir: Path,
+        out: Path,
     ) -> None:
         self.section = section
         self.run_dir = run_dir
@@ -64,19 +73,20 @@ class Evaluation:
         self.device = chosen_device(config.run.device)
         self.tokenizer = build_tokenizer(config, self.device)
         images = images_read(section, config.data)
+        generator = next(iter(generators.values()))
         cfg = generator.cfg
         check_images(images, decoded_shape((cfg.channels, cfg.size, cfg.size), self.tokenizer), cfg.num_classes)
         check_decodable(images, run_dir.absolute().parent)
         self.held_out = images.get(f"data.{section.split}")
         self.train = images.get(f"data.{image_key(config.data, 'train')}")
         some = self.held_out or self.train
+        self.generators = generators
+        self.first = row_name(next(iter(generators)), section.alphas[0])
         num_classes = cfg.num_classes
         self.classes = tuple(some.classes) if some else tuple(str(label) for label in range(num_classes))
         labels = balanced_labels(num_classes, section.samples or section.samples_per_class * num_classes)
         dtype = torch.uint8 if section.network == "inception" or some is None else some.dtype
-        self.stream = SampleStream(
-            generator.to(self.device), labels, dtype, section.rounding, section.batch, self.tokenizer
-        )
+        self.stream = SampleStream(generator, labels, dtype, section.rounding, section.batch, self.tokenizer)
         self.columns = min(GRID_COLUMNS, len(labels) // num_classes)
         self.grid = first_of_classes(labels, min(GRID_CLASSES, num_classes), self.columns)
 
@@ -84,7 +94,8 @@ class Evaluation:
         """What will be compared with what, in a line."""
         section = self.section
         against = f"{len(self.held_out)} {section.split} images" if self.held_out is not None else section.reference
-        return f"{len(self.stream.labels)} samples at each of alpha {section.alphas}, against {against}"
+        averages = f" of each of {', '.join(self.generators)}" if len(self.generators) > 1 else ""
+        return f"{len(self.stream.labels)} samples at each of alpha {section.alphas}{averages}, against {against}"
 
     def measured(self) -> Measured:
         """All figures, by the network of the section; pictures and plots are written on the way."""
@@ -104,11 +115,11 @@ class Evaluation:
         matched = fewer(ours.labels, labels)
         qualities = {REAL: quality_of(ours, real, matched, train)}
         figures = {REAL: judge_figures(ours.spaces, real.spaces, section)}
-        for alpha in section.alphas:
-            ours = observe(self.stream.at(alpha, self.grid), labels, judges, pixels=most)
-            qualities[f"alpha {alpha:g}"] = quality_of(ours, real, matched, train)
-            figures[f"alpha {alpha:g}"] = judge_figures(ours.spaces, real.spaces, section)
-            self.pictures(alpha, judges[0])
+        for row, samples in self.samples():
+            ours = observe(samples, labels, judges, pixels=most)
+            qualities[row] = quality_of(ours, real, matched, train)
+            figures[row] = judge_figures(ours.spaces, real.spaces, section)
+            self.pictures(row, judges[0])
         # Of held-out images: what a sample that copies nothing has.
         unseen = nearest_train(real, train)
         rows = {name: relative_figures(quality, qualities[REAL], unseen) for name, quality in qualities.items()}
@@ -122,26 +133,33 @@ class Evaluation:
         reference = inception_reference(section, network, self.held_out)
         protocol = protocol_of(section) | {"rounding": section.rounding}
         rows: Figures = {}
-        for alpha in section.alphas:
-            ours = gather(self.stream.at(alpha, self.grid), network)
-            rows[f"alpha {alpha:g}"] = figures_of(ours, reference, section)
-            self.pictures(alpha, network)
+        for row, samples in self.samples():
+            rows[row] = figures_of(gather(samples, network), reference, section)
+            self.pictures(row, network)
         said = ", ".join(f"{key} {value}" for key, value in protocol.items())
         text = f"the reference serves {reference.serves()}\nprotocol: {said}\n\n{self.swept(rows, 'FID', 'IS')}"
         return Measured(rows, protocol, text)
 
-    def pictures(self, alpha: float, network: FeatureNetwork) -> None:
-        """The sheet of one guidance scale; at the first also samples beside real and nearest training images."""
+    def samples(self) -> Iterator[tuple[str, Iterator[Tensor]]]:
+        """The name of each row and batches of its samples; one generator at a time is on the device."""
+        for name, generator in self.generators.items():
+            self.stream.generator.cpu()
+            self.stream.generator = generator.to(self.device)
+            for alpha in self.section.alphas:
+                yield row_name(name, alpha), self.stream.at(alpha, self.grid)
+
+    def pictures(self, row: str, network: FeatureNetwork) -> None:
+        """The sheet of one row; of the first also samples beside real and nearest training images."""
         images = self.stream.shown(self.grid)
-        save_sheet(self.out / f"samples_alpha_{alpha:g}.png", images, self.columns)
-        if alpha != self.section.alphas[0]:
+        save_sheet(self.out / f"samples_{row.replace(', ', '_').replace(' ', '_')}.png", images, self.columns)
+        if row != self.first:
             return
         if self.held_out is not None:
             rows = min(GRID_CLASSES, len(self.classes))
             columns = min(self.columns, int(self.held_out.labels.bincount(minlength=rows)[:rows].min()))
             ours = images.unflatten(0, (-1, self.columns))[:, :columns].flatten(0, 1)
             beside = real_grid(self.held_out, rows, columns)
-            titled = [("real, held out", beside), (f"generated in one step, alpha {alpha:g}", ours)]
+            titled = [("real, held out", beside), (f"generated in one step, {row}", ours)]
             save_comparison(self.out / "real_and_generated.png", titled, columns)
         if self.train is not None and self.section.neighbours:
             # One of every class first.
@@ -154,9 +172,12 @@ class Evaluation:
 
     def swept(self, rows: Figures, distance: str, score: str) -> str:
         """Table of every guidance scale and of real images, if they are measured; plotted as the paper's Figure 5."""
-        sweep = {alpha: rows[f"alpha {alpha:g}"] for alpha in self.section.alphas}
-        save_sweep(self.out / "guidance_sweep.png", {self.config.run.name: sweep}, distance=distance, score=score)
-        return sweep_table(sweep, {REAL: rows[REAL]} if REAL in rows else {})
+        sweeps = {
+            name: {alpha: rows[row_name(name, alpha)] for alpha in self.section.alphas} for name in self.generators
+        }
+        lines = {name or self.config.run.name: sweep for name, sweep in sweeps.items()}
+        save_sweep(self.out / "guidance_sweep.png", lines, distance=distance, score=score)
+        return sweep_table(sweeps, {REAL: rows[REAL]} if REAL in rows else {})
 
 
 def build_tokenizer(config: ImagenetConfig, device: torch.device) -> Tokenizer | None:

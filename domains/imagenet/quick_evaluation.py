@@ -19,6 +19,8 @@ SHEET_CLASSES, SHEET_COLUMNS = 10, 8
 class QuickEvaluation:
     """Measures `eval.quick_samples` samples at each of `eval.alphas`, by one judge or by Inception.
 
+    Of one average, in training the first of ema.decays: the others are for the report, which has `eval.ema`.
+
     Made before the first step: what is missing is found by `missing_measures`, what does not fit by `check_measures`,
     and a judge that is not in the cache is trained now. The same noise and labels every time, so that figures of one
     run differ by its weights alone. They are of few samples, and above those of the report.

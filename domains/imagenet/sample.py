@@ -5,9 +5,9 @@
 
 `run` is a run directory of training; `model` a folder, or the id of a Hub repository, as `save_pretrained` and
 `python -m domains.imagenet.convert` write it. Its latents are decoded by `vae`, again a folder or an id; those of a run
-by the tokenizer of the run.
-Writes one sheet, a class per row, and the images as numbered PNG files, into <run>/samples/alpha<alpha>_seed<seed>, or
-into out=<folder>.
+by the tokenizer of the run. `decay` chooses among the averages that a run keeps; without it the first of ema.decays.
+Writes one sheet, a class per row, and the images as numbered PNG files, into <run>/samples/alpha<alpha>_seed<seed>,
+with _ema<decay> where that is given, or into out=<folder>.
 """
 
 from dataclasses import dataclass, field
@@ -35,6 +35,7 @@ class SampleConfig:
     run: str = ""
     model: str = ""
     vae: str = ""
+    decay: float | None = None  # of a run: one of its ema.decays
     alpha: float = 1.0
     classes: list[int] = field(default_factory=list)  # empty: every class if there are few, else a known selection
     per_class: int = 10
@@ -49,6 +50,7 @@ class SampleConfig:
         require(1 <= self.alpha < float("inf"), "alpha", "a guidance scale >= 1 (1 is no guidance)", self.alpha)
         require(self.per_class >= 1, "per_class", "at least 1", self.per_class)
         require(self.batch >= 1, "batch", "at least 1", self.batch)
+        require(self.decay is None or self.run != "", "decay", "left away, where model is given", self.decay)
         require(self.out != "" or self.run != "", "out", "a folder for the images, where model is given", self.out)
 
 
@@ -67,7 +69,9 @@ def main(config: SampleConfig) -> None:
         batch=config.batch,
         tokenizer=None if tokenizer is None else tokenizer.to(device),
     )
-    out = Path(config.out) if config.out else Path(config.run) / "samples" / f"alpha{config.alpha:g}_seed{config.seed}"
+    average = "" if config.decay is None else f"_ema{config.decay}"
+    name = f"alpha{config.alpha:g}_seed{config.seed}{average}"
+    out = Path(config.out) if config.out else Path(config.run) / "samples" / name
     out.mkdir(parents=True, exist_ok=True)
     save_sheet(out / "sheet.png", images, columns=config.per_class)
     for index, (label, image) in enumerate(zip(labels.tolist(), images, strict=True)):
@@ -80,7 +84,7 @@ def load(config: SampleConfig) -> tuple[OneStepGenerator, str, Tokenizer | None]
     if config.model:
         published = DiTGenerator.from_pretrained(config.model, setting="model")
         return published, config.model, decoder_for(published, config.vae)
-    trained, generator, step = load_generator(Path(config.run))
+    trained, generator, step = load_generator(Path(config.run), config.decay)
     if config.alpha > trained.guidance.high:
         print(f"note: alpha {config.alpha:g} is beyond the {trained.guidance.high:g} that training has seen")
     own = trained.tokenizer.kind != "none" and not config.vae

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from domains.imagenet.config import ImagenetConfig, OneStepGenerator
+from domains.imagenet.eval_section import EvalSection
 from domains.imagenet.generator import DiTGenerator
 from domains.imagenet.tokenizers import Tokenizer
-from drifting.training.checkpoint import load_average
+from drifting.training.checkpoint import load_average, load_entries
 from drifting.training.draws import stream
+from drifting.training.ema import Ema
 from drifting.training.run_dir import load_config
 
 BLOCK = 64  # samples whose noise is drawn together
@@ -68,6 +71,23 @@ def load_generator(run_dir: Path, decay: float | None = None) -> tuple[ImagenetC
     config = load_config(run_dir, ImagenetConfig)
     generator, step = load_average(run_dir, config.generator.build(), config.ema, decay)
     return config, generator, step
+
+
+def load_averages(run_dir: Path, section: EvalSection) -> tuple[ImagenetConfig, dict[str, OneStepGenerator], int]:
+    """As `load_generator`, of all averages that `section` asks for: "" for a single one, "ema <decay>" for several.
+
+    All are of one checkpoint, on the CPU.
+
+    Raises:
+        ConfigError: an average that the run does not keep.
+    """
+    config = load_config(run_dir, ImagenetConfig)
+    decays = section.averages(config.ema.decays)
+    ema = Ema(config.generator.build(), config.ema.decays, warmup=config.ema.warmup)
+    step = load_entries(run_dir, ema=ema)
+    names = [""] if len(decays) == 1 else [f"ema {decay}" for decay in decays]
+    generators = [cast(OneStepGenerator, ema.model(decay)) for decay in decays]
+    return config, dict(zip(names, generators, strict=True)), step
 
 
 def _draws(generator: OneStepGenerator, seed: int, start: int, stop: int) -> list[Tensor]:

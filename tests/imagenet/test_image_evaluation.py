@@ -21,7 +21,7 @@ from domains.imagenet.data.image_folder import ImageFolder
 from domains.imagenet.data.labelled_images import LabelledImages
 from domains.imagenet.data.section import DataSection
 from domains.imagenet.eval_section import EvalSection
-from domains.imagenet.evaluate import EvaluateConfig, measure_images, opened, section_of_run
+from domains.imagenet.evaluate import EvaluateConfig, measure_images, opened, report, section_of_run
 from domains.imagenet.evaluation import Evaluation
 from domains.imagenet.measuring import missing_measures
 from domains.imagenet.metrics.feature_network import Features
@@ -30,7 +30,9 @@ from domains.imagenet.mlp_generator import MlpConfig, MlpGenerator
 from domains.imagenet.pack_images import PackImagesConfig
 from domains.imagenet.quick_evaluation import QuickEvaluation
 from domains.imagenet.sample_stream import SampleStream, balanced_labels, first_of_classes
+from drifting.training.checkpoint import Checkpoint
 from drifting.training.config import typed
+from drifting.training.ema import Ema
 from drifting.training.errors import ConfigError
 from drifting.training.run_dir import open_run
 from drifting.training.world import World
@@ -97,7 +99,7 @@ def test_a_run_is_measured_by_judges(generator, tmp_path):
     config = config_of(tmp_path)
     folder = tmp_path / "small"
     folder.mkdir()
-    found = Evaluation(config, generator, config.eval, folder, folder).measured()
+    found = Evaluation(config, {"": generator}, config.eval, folder, folder).measured()
     assert list(found.rows) == ["training images", "alpha 1", "alpha 2"]
     real = found.rows["training images"]
     assert real["FD(judge) / real"] == real["std / real"] == 1
@@ -118,7 +120,7 @@ def test_a_run_is_measured_by_judges(generator, tmp_path):
 def test_a_run_is_measured_by_the_published_network_on_8_bit_images(generator, tmp_path, monkeypatch):
     monkeypatch.setattr("domains.imagenet.evaluation.load_inception_of", lambda *_: Published())
     config = config_of(tmp_path, network="inception")
-    found = Evaluation(config, generator, config.eval, tmp_path, tmp_path).measured()
+    found = Evaluation(config, {"": generator}, config.eval, tmp_path, tmp_path).measured()
     assert list(found.rows["alpha 1"]) == ["FID", "sFID", "IS", "KID", "precision", "recall"]
     assert "resize tf1" in found.text
     assert found.details["reference"] == "test images"
@@ -187,6 +189,39 @@ def test_a_class_without_held_out_images_is_refused():
         check_images({"data.test": images}, (1, 8, 8), 3)
     with pytest.raises(DataError, match=r"data\.test must have 4 classes, as the generator, got 3"):
         check_images({"data.test": images}, (1, 8, 8), 4)
+
+
+def test_every_average_of_a_run_is_measured_at_every_scale_on_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "samples_per_second", lambda *_, **__: 1.0)
+    config = config_of(tmp_path, samples=60, judges=1, neighbours=0, ema="all")
+    config.ema.decays = [0.9, 0.99]
+    run_dir = open_run(config.run, config)
+    torch.manual_seed(0)
+    ema = Ema(config.generator.build(), config.ema.decays)
+    ema.update(config.generator.build())
+    Checkpoint(run_dir, ema=ema).save(3)
+    rows = report(run_dir, config.eval)
+    names = [f"ema {decay}, alpha {alpha}" for decay in (0.9, 0.99) for alpha in (1, 2)]
+    assert list(rows) == ["training images", *names]
+    sheets = {f"samples_ema_{decay}_alpha_{alpha}.png" for decay in (0.9, 0.99) for alpha in (1, 2)}
+    assert {path.name for path in run_dir.glob("samples_*.png")} == sheets
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert (metrics["step"], metrics["ema"], list(metrics["rows"])) == (3, [0.9, 0.99], list(rows))
+    for ema, row in (("first", names[1]), ([0.99], names[3])):  # alone, they are as together
+        alone = report(run_dir, replace(config.eval, ema=ema, alphas=[2.0]), out=tmp_path / "alone")
+        assert list(alone) == ["training images", "alpha 2"]
+        assert alone["alpha 2"] == rows[row]
+    assert rows[names[1]] != rows[names[3]]
+
+
+def test_averages_that_a_run_does_not_keep_are_refused_with_those_that_it_keeps(tmp_path):
+    refusal = r"eval\.ema must be first, all, or of the run's ema\.decays=\[0\.999\], got \[0\.5\]"
+    with pytest.raises(ConfigError, match=refusal):
+        config_of(tmp_path, ema=[0.999, 0.5])
+    config = config_of(tmp_path)
+    run_dir = open_run(config.run, config)
+    with pytest.raises(ConfigError, match=refusal):
+        report(run_dir, replace(config.eval, ema=[0.5]))
 
 
 def test_figures_during_training_cost_no_second_judge(generator, tmp_path, monkeypatch):
@@ -302,6 +337,8 @@ def test_parts_of_a_folder_hold_all_classes(tmp_path):
     [
         ({"alphas": []}, "eval.alphas must be one or more guidance scales"),
         ({"network": "resnet"}, "eval.network must be judge or inception, got 'resnet'"),
+        ({"ema": []}, r"eval.ema must be first, all, or a list of decays, got \[\]"),
+        ({"ema": "best"}, "eval.ema must be first, all, or a list of decays, got 'best'"),
         ({"resize": "bicubic"}, "eval.resize must be tf1 or half_pixel"),
         ({"every": 0}, "eval.every must be at least 1, or null, got 0"),
         ({"quick_samples": 9}, "eval.quick_samples must be at least 10, got 9"),

@@ -183,11 +183,19 @@ def test_neighbours_find_the_planted_copies_in_whatever_batches(tmp_path):
 
 def test_the_sweep_is_told_and_plotted(tmp_path):
     sweep = {2.0: {"FID": 3.0, "IS": 300.0}, 1.0: {"FID": 1.5, "IS": 250.0}}
-    lines = sweep_table(sweep, {"real": {"FID": 0.0, "IS": 400.0}}).splitlines()
+    lines = sweep_table({"": sweep}, {"real": {"FID": 0.0, "IS": 400.0}}).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["alpha", "1", "1.5000*", "250.0000"],
         ["alpha", "2", "3.0000", "300.0000"],
         ["real", "0.0000", "400.0000"],
+    ]
+    worse = {alpha: figures | {"FID": 9.0} for alpha, figures in sweep.items()}
+    several = sweep_table({"L/2": sweep, "B/2": worse}).splitlines()
+    assert [line.split()[:4] for line in several[1:]] == [
+        ["L/2,", "alpha", "1", "1.5000*"],
+        ["L/2,", "alpha", "2", "3.0000"],
+        ["B/2,", "alpha", "1", "9.0000"],
+        ["B/2,", "alpha", "2", "9.0000"],
     ]
     save_sweep(tmp_path / "sweep.png", {"L/2": sweep, "B/2": sweep}, distance="FID", score="IS")
     assert Image.open(tmp_path / "sweep.png").size[0] > 1000

@@ -7,10 +7,15 @@ from PIL import Image
 from test_pipeline import some_generator, some_vae
 
 from domains.imagenet import sample
+from domains.imagenet.config import ImagenetConfig
 from domains.imagenet.hub import WeightsError
 from domains.imagenet.sample import SampleConfig, chosen_classes
+from drifting.training.checkpoint import Checkpoint
+from drifting.training.config import typed
 from drifting.training.draws import stream
+from drifting.training.ema import Ema
 from drifting.training.errors import ConfigError
+from drifting.training.run_dir import open_run
 
 
 def run(**settings) -> None:
@@ -55,6 +60,31 @@ def test_pixels_are_images(folders, tmp_path):
     with torch.no_grad():
         expected = some_generator(3)(noise, torch.tensor([1]), torch.ones(1), style)[0].permute(1, 2, 0)
     assert np.abs(image - (127.5 * (expected + 1)).clamp(0, 255).numpy()).max() <= 0.51
+
+
+def test_any_average_of_a_run_is_drawn_from(tmp_path):
+    torch.manual_seed(0)
+    settings = {
+        "run": {"name": "small", "steps": 1, "root": str(tmp_path)},
+        "generator": {"kind": "mlp", "mlp": {"hidden": 16}},
+        "ema": {"decays": [0.9, 0.99]},
+    }
+    config = typed(settings, ImagenetConfig)
+    ema = Ema(config.generator.build(), config.ema.decays)
+    ema.update(config.generator.build())
+    run_dir = open_run(config.run, config)
+    Checkpoint(run_dir, ema=ema).save(1)
+    for decay in (None, 0.9, 0.99):
+        run(run=str(run_dir), classes=[1], per_class=1, decay=decay)
+    first, again, other = (
+        pixels(run_dir / "samples" / f"alpha1_seed0{average}" / "00000_class1.png")
+        for average in ("", "_ema0.9", "_ema0.99")
+    )
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    with pytest.raises(ConfigError, match=r"decay must be one of the run's ema\.decays=\[0\.9, 0\.99\], got 0\.5"):
+        run(run=str(run_dir), decay=0.5)
+    with pytest.raises(ValueError, match=r"decay must be left away, where model is given, got 0\.9"):
+        SampleConfig(model="x", out="y", decay=0.9)
 
 
 def test_without_classes_all_of_few_or_known_ones_of_a_thousand_are_drawn():

@@ -12,12 +12,17 @@ Sweep = Mapping[float, Mapping[str, float]]
 """Guidance scale alpha -> figures by name."""
 
 
-def sweep_table(sweep: Sweep, beside: Mapping[str, Mapping[str, float]] | None = None) -> str:
-    """One line per guidance scale, the least distance of each column marked by a star; then those of `beside`."""
-    names = list(next(iter(sweep.values())))
-    best = {name: min(figures[name] for figures in sweep.values()) for name in names if is_distance(name)}
+def row_name(label: str, alpha: float) -> str:
+    """What the figures of a model at one guidance scale are called; `label` is empty where there is one model."""
+    return f"{label}, alpha {alpha:g}" if label else f"alpha {alpha:g}"
+
+
+def sweep_table(sweeps: Mapping[str, Sweep], beside: Mapping[str, Mapping[str, float]] | None = None) -> str:
+    """One line per model and guidance scale, the least distance of each column marked by a star; then `beside`."""
+    rows = {row_name(label, alpha): sweep[alpha] for label, sweep in sweeps.items() for alpha in sorted(sweep)}
+    names = list(next(iter(rows.values())))
+    best = {name: min(figures[name] for figures in rows.values()) for name in names if is_distance(name)}
     width = 2 + max(12, *(len(name) for name in names))
-    rows = {f"alpha {alpha:g}": figures for alpha, figures in sorted(sweep.items())}
     first = max(len(row) for row in (*rows, *(beside or {})))
     lines = [" " * first + "".join(f"{name:>{width}} " for name in names)]
     for row, figures in rows.items():
