@@ -101,16 +101,20 @@ def load_mae(run_dir: Path) -> MaskedAutoencoder:
     return mae
 
 
+def pretraining_command(run_dir: Path) -> str:
+    """The command that trains the auto-encoder of this run directory."""
+    command = f"{COMMAND} run.root={run_dir.parent} run.name={run_dir.name}"
+    experiment = run_dir.name.removeprefix("mae_")
+    return f"{command} mae_experiment={experiment}" if (EXPERIMENTS / f"{experiment}.yaml").exists() else command
+
+
 def missing_mae(run_dir: Path, setting: str = "encoder.run") -> list[Missing]:
     """The pre-training run, unless it is there and finished; no weights are read.
 
     Raises:
         RunDirError: the folder is none of a pre-training run.
     """
-    command = f"{COMMAND} run.root={run_dir.parent} run.name={run_dir.name}"
-    experiment = run_dir.name.removeprefix("mae_")
-    if (EXPERIMENTS / f"{experiment}.yaml").exists():
-        command += f" mae_experiment={experiment}"
+    command = pretraining_command(run_dir)
     if not run_dir.exists():
         return [Missing(setting, f"{run_dir} does not exist", command)]
     config = load_config(run_dir, MaeTrainingConfig)

@@ -19,6 +19,7 @@ from domains.imagenet.data.section import held_out_data, load_training_data, mis
 from domains.imagenet.data.whole_images import check_decodable
 from domains.imagenet.mae import MaeConfig, MaskedAutoencoder, random_patch_mask, to_grid
 from domains.imagenet.mae_evaluation import ERROR, LINEAR, MEAN_ERROR, MaeEvaluation
+from domains.imagenet.mae_latents import record_latents
 from domains.imagenet.mae_training import MaeTrainingConfig
 from domains.imagenet.missing import refuse_missing
 from domains.imagenet.training_batches import TrainingBatches
@@ -62,6 +63,8 @@ def main(config: MaeTrainingConfig) -> None:
         run_dir, keep=config.checkpoint.keep, mae=mae, ema=ema, optimizer=optimizer, batches=batches, state=state
     )
     checkpoint.load_latest()
+    if world.is_main:
+        record_latents(run_dir, data)  # after the checkpoint has refused other data than those it began with
 
     steps = config.run.steps
     show = ["reconstruction", "accuracy"]

@@ -23,6 +23,7 @@ from domains.imagenet.data.whole_images import check_decodable
 from domains.imagenet.encoders.section import build_encoder, missing_encoder
 from domains.imagenet.evaluate import report
 from domains.imagenet.initial_weights import missing_init, start_from
+from domains.imagenet.mae_latents import refuse_other_latents
 from domains.imagenet.measuring import missing_measures
 from domains.imagenet.missing import Missing, refuse_missing
 from domains.imagenet.pictures import save_curves
@@ -63,6 +64,8 @@ def main(config: ImagenetConfig) -> None:
     check_measures(config.eval, len(data.classes), ranks=world.size)
     images = images_read(config.eval, config.data)
     check_images(images, decoded_shape(data.sample_shape, tokenizer), data.classes)
+    if unknown := refuse_other_latents(config.encoder, data):
+        world.say(f"note: {unknown}")
     encoder = build_encoder(config.encoder, data.sample_shape, tokenizer).to(world.device)
     seed_everything(config.run.seed)
     real = RealSamples.of(config, data, world)

@@ -7,15 +7,19 @@ import torch
 from image_files import truncate, write_images
 from small_networks import small_autoencoder
 
-from domains.imagenet import encode_latents, pretrain_mae
+from domains.imagenet import encode_latents, pretrain_mae, train
+from domains.imagenet.config import ImagenetConfig
 from domains.imagenet.data.digits import digits_splits
 from domains.imagenet.data.image_data import DataError
 from domains.imagenet.data.labelled_images import LabelledImages
+from domains.imagenet.data.latent_store import LatentStore
 from domains.imagenet.data.section import held_out_data
 from domains.imagenet.encode_latents import EncodeLatentsConfig
 from domains.imagenet.encoders.section import EncoderSection, build_encoder
+from domains.imagenet.generator import GeneratorConfig
 from domains.imagenet.mae import MaeConfig, MaskedAutoencoder
 from domains.imagenet.mae_evaluation import MaeEvaluation
+from domains.imagenet.mae_latents import refuse_other_latents
 from domains.imagenet.mae_training import MaeEvalSection, MaeTrainingConfig, load_mae, missing_mae
 from domains.imagenet.training_batches import TrainingBatches
 from drifting.training.checkpoint_file import read_checkpoint
@@ -120,12 +124,16 @@ def test_a_stopped_run_continues_to_the_same_weights(tmp_path, folders, monkeypa
     assert orders[0]["epochs"]["position"] == orders[1]["epochs"]["position"] == 4 * 6 % 11
 
 
+def encode(tmp_path, split: str, out: str, vae: str) -> None:
+    tokenizer = {"kind": "sd_kl", "path": str(tmp_path / vae)}
+    settings = {"folder": str(tmp_path / split), "out": str(tmp_path / out), "size": 32, "workers": 1}
+    encode_latents.main.__wrapped__(typed(settings | {"tokenizer": tokenizer}, EncodeLatentsConfig))
+
+
 def test_a_store_of_latents_is_learnt_from(tmp_path, folders):
     small_autoencoder().save_pretrained(tmp_path / "vae")
-    tokenizer = {"kind": "sd_kl", "path": str(tmp_path / "vae")}
     for split in ("train", "val"):
-        settings = {"folder": str(tmp_path / split), "out": str(tmp_path / f"{split}.zarr"), "size": 32}
-        encode_latents.main.__wrapped__(typed(settings | {"tokenizer": tokenizer, "workers": 1}, EncodeLatentsConfig))
+        encode(tmp_path, split, f"{split}.zarr", "vae")
     data = {"kind": "latents", "path": str(tmp_path / "train.zarr"), "validation": str(tmp_path / "val.zarr")}
     latents = config(tmp_path / "runs", data, mae={"channels": 4, "space_to_depth": 1})
     held_out = held_out_data(latents.data)
@@ -133,6 +141,53 @@ def test_a_store_of_latents_is_learnt_from(tmp_path, folders):
     assert torch.equal(held_out.read(rows, torch.Generator().manual_seed(0)), held_out.read(rows))
     run(latents)
     assert json.loads((tmp_path / "runs" / "mae" / "metrics.json").read_text())["held_out/mean_error"] > 0
+
+
+def test_a_generator_of_other_latents_than_the_auto_encoder_s_is_refused(tmp_path, folders):
+    small_autoencoder().save_pretrained(tmp_path / "vae")
+    small_autoencoder(scaling_factor=0.5).save_pretrained(tmp_path / "scaled")
+    retrained = small_autoencoder()
+    with torch.no_grad():
+        retrained.decoder.conv_out.weight.mul_(1.1)
+    retrained.save_pretrained(tmp_path / "retrained")
+    for vae in ("vae", "scaled", "retrained"):
+        encode(tmp_path, "train", f"{vae}.zarr", vae)
+
+    def generator(vae: str) -> ImagenetConfig:
+        settings = {
+            "run": {"name": "generator", "steps": 1, "root": str(tmp_path / "generators")},
+            "data": {"kind": "latents", "path": str(tmp_path / f"{vae}.zarr"), "size": 32}
+            | {"images": folders["path"], "test": folders["validation"]},
+            "tokenizer": {"kind": "sd_kl", "path": str(tmp_path / vae)},
+            "encoder": {"kind": "mae", "run": str(tmp_path / "runs" / "mae")},
+        }
+        return typed(settings, ImagenetConfig)
+
+    def latents(vae: str) -> LatentStore:
+        return LatentStore(tmp_path / f"{vae}.zarr")
+
+    data = {"kind": "latents", "path": str(tmp_path / "vae.zarr")}
+    run(config(tmp_path / "runs", data, mae={"channels": 4, "space_to_depth": 1}))
+    encoder = generator("vae").encoder
+    assert refuse_other_latents(encoder, latents("vae")) == ""
+    with pytest.raises(
+        ConfigError, match=r"(?s)pre-trained on other samples .*scale 0\.18215, now 0\.5.*pretrain_mae run"
+    ):
+        refuse_other_latents(encoder, latents("scaled"))
+    with pytest.raises(ConfigError, match=r"latents of another tokenizer \(sd_kl of .*vae, sha256 .*; now .*retrained"):
+        refuse_other_latents(encoder, latents("retrained"))
+    fit = generator("retrained")
+    fit.generator.dit = GeneratorConfig(channels=4, size=4, num_classes=2)
+    fit.drift.classes_per_step = 2
+    with pytest.raises(ConfigError, match="latents of another tokenizer"):
+        train.main.__wrapped__(fit)
+    assert not (tmp_path / "generators").exists()
+
+    (tmp_path / "runs" / "mae" / "latents.json").unlink()  # as of an older version
+    assert "does not say which latents it was pre-trained on" in refuse_other_latents(encoder, latents("retrained"))
+    run(config(tmp_path / "runs", data, mae={"channels": 4, "space_to_depth": 1}))
+    with pytest.raises(ConfigError, match="latents of another tokenizer"):
+        refuse_other_latents(encoder, latents("retrained"))
 
 
 def test_without_validation_nothing_is_measured_and_that_is_said(tmp_path, folders, capsys):

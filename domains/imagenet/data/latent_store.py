@@ -100,6 +100,11 @@ class LatentStore(ImageData):
                 latents[rows].mul_(self.gain).sub_(self.offset)
         return latents
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What made these latents: the tokenizer, None where the store does not say, and the scale and shift."""
+        return {"tokenizer": self.store.attributes.get("tokenizer"), "scale": self.scale, "shift": self.shift}
+
     def refuse_other(self, tokenizer: Tokenizer) -> None:
         """Of latents that another tokenizer made, or brought to another scale, images would come out wrong.
 
