@@ -83,19 +83,19 @@ class MaeTrainingConfig:
         return 0.0 if done < 0 else self.classification_weight * min(1.0, done / rise)
 
 
-def load_mae(run_dir: Path) -> MaskedAutoencoder:
-    """The averaged auto-encoder of a finished pre-training run.
+def load_mae(run_dir: Path, decay: float | None = None, setting: str = "encoder.run") -> MaskedAutoencoder:
+    """The averaged auto-encoder of a finished pre-training run; `decay` as in `load_average`.
 
     Raises:
-        TrainingError: no such run, an unfinished one, or a damaged checkpoint.
+        TrainingError: no such run, an unfinished one, or a damaged checkpoint; `setting` names it.
     """
     if not run_dir.exists():
-        raise TrainingError(f"encoder.run={run_dir} does not exist. Pre-train it first: {COMMAND}")
+        raise TrainingError(f"{setting}={run_dir} does not exist. Pre-train it first: {COMMAND}")
     config = load_config(run_dir, MaeTrainingConfig)
-    mae, step = load_average(run_dir, MaskedAutoencoder(config.mae), config.ema)
+    mae, step = load_average(run_dir, MaskedAutoencoder(config.mae), config.ema, decay)
     if step < config.run.steps:
         raise TrainingError(
-            f"encoder.run={run_dir} stopped at step {step} of {config.run.steps}. "
+            f"{setting}={run_dir} stopped at step {step} of {config.run.steps}. "
             "Finish it with the command that started it."
         )
     return mae

@@ -13,11 +13,20 @@ from golden_networks import channels_first, load_arrays, style_of
 from small_networks import randomized
 
 from domains.imagenet import convert
+from domains.imagenet.config import ImagenetConfig
 from domains.imagenet.convert import ConvertConfig, read_network
+from domains.imagenet.encoders.section import EncoderSection, build_encoder
 from domains.imagenet.flax_msgpack import flatten, read_tree, write_tree
 from domains.imagenet.generator import DiTGenerator, GeneratorConfig
 from domains.imagenet.hub import WeightsError
 from domains.imagenet.mae import MaeConfig, MaskedAutoencoder
+from domains.imagenet.mae_training import MaeTrainingConfig, load_mae
+from domains.imagenet.sampling import load_generator
+from drifting.training.checkpoint import Checkpoint
+from drifting.training.config import typed
+from drifting.training.ema import Ema
+from drifting.training.errors import ConfigError, TrainingError
+from drifting.training.run_dir import open_run
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 REPOSITORY = Path(__file__).parents[2]
@@ -190,6 +199,61 @@ def test_parameters_of_another_network(golden, change, message):
     rewrite(source, change)
     with pytest.raises(WeightsError, match=rf"ema_params\.msgpack.*{message}"):
         read_network(source)
+
+
+def checkpoint_of(config, network, step: int = 3) -> Path:
+    """A run directory with one checkpoint of two different averages of a network."""
+    run_dir = open_run(config.run, config)
+    ema = Ema(network, config.ema.decays)
+    ema.update(randomized(network))
+    Checkpoint(run_dir, ema=ema).save(step)
+    return run_dir
+
+
+def test_an_average_of_a_run_becomes_published_weights(tmp_path):
+    settings = {"run": {"name": "gen", "steps": 3, "root": str(tmp_path)}, "ema": {"decays": [0.9, 0.5]}}
+    shape = {"channels": 1, "size": 8, "patch": 4, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
+    config = typed(settings | {"generator": {"dit": shape}}, ImagenetConfig)
+    run_dir = checkpoint_of(config, DiTGenerator(config.generator.dit))
+    for decay, given in ((0.9, None), (0.5, 0.5)):
+        out = tmp_path / f"out{decay}"
+        run(ConvertConfig(source=str(run_dir), out=str(out), decay=given))
+        assert same_parameters(DiTGenerator.from_pretrained(out), load_generator(run_dir, decay)[1])
+        told = {"model_id": "gen", "step": 3, "ema_decay": decay, "converted_from": str(run_dir)}
+        assert json.loads((out / "config.json").read_text())["source"] == told
+    assert not same_parameters(*(DiTGenerator.from_pretrained(tmp_path / f"out{decay}") for decay in (0.9, 0.5)))
+    run(ConvertConfig(source=str(run_dir), out=str(tmp_path / "flax"), to="flax"))
+    assert same_parameters(read_network(tmp_path / "flax")[0], load_generator(run_dir)[1])
+    with pytest.raises(ConfigError, match=r"decay must be one of the run's ema\.decays=\[0\.9, 0\.5\], got 0\.7"):
+        read_network(run_dir, decay=0.7)
+    with pytest.raises(WeightsError, match=r"encoder_only is for masked auto-encoders, source=.*gen holds a generator"):
+        read_network(run_dir, encoder_only=True)
+    with pytest.raises(WeightsError, match=r"decay is for the averages of a run directory, source=.*out0\.9 is none"):
+        read_network(tmp_path / "out0.9", decay=0.9)
+    mlp = typed(settings | {"run": {"name": "mlp", "steps": 1, "root": str(tmp_path)}}, ImagenetConfig)
+    mlp.generator.kind = "mlp"
+    with pytest.raises(WeightsError, match="holds a generator of kind mlp; only those of dit have a format"):
+        read_network(checkpoint_of(mlp, mlp.generator.build()))
+
+
+def test_an_auto_encoder_of_a_run_becomes_weights_for_encoder_path(tmp_path):
+    settings = {"run": {"name": "mae", "steps": 3, "root": str(tmp_path)}, "ema": {"decays": [0.9, 0.5]}}
+    config = typed(settings, MaeTrainingConfig)
+    config.mae = MaeConfig(channels=2, base_channels=8, blocks=(1, 1), max_groups=2, num_classes=5)
+    run_dir = checkpoint_of(config, MaskedAutoencoder(config.mae))
+    run(ConvertConfig(source=str(run_dir), out=str(tmp_path / "whole"), decay=0.5))
+    assert same_parameters(MaskedAutoencoder.from_pretrained(tmp_path / "whole"), load_mae(run_dir, 0.5))
+    run(ConvertConfig(source=str(run_dir), out=str(tmp_path / "encoder"), encoder_only=True))
+    section = EncoderSection(kind="mae", path=str(tmp_path / "encoder"))
+    images = torch.randn(1, 2, 8, 8)
+    ours, theirs = (
+        build_encoder(each, (2, 8, 8))(images) for each in (section, EncoderSection(kind="mae", run=str(run_dir)))
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert MaskedAutoencoder.from_pretrained(tmp_path / "encoder").decoder is None
+    config.run.name = "half"
+    with pytest.raises(TrainingError, match=r"source=.*half stopped at step 2 of 3"):
+        read_network(checkpoint_of(config, MaskedAutoencoder(config.mae), step=2))
 
 
 def test_options_that_make_no_sense(golden, their_mae, tmp_path):
