@@ -105,11 +105,14 @@ def test_moco_and_simclr_differ_in_the_input_of_their_training(weights):
     assert not torch.equal(moco(samples(PIXELS))["layer1_blk2"], simclr(samples(PIXELS))["layer1_blk2"])
 
 
-def test_half_precision_and_recomputing_reach_every_network(weights):
-    chosen = section(weights, kind="mae", also=["convnext"], dtype="bfloat16", recompute=True)
+def test_half_precision_and_recomputing_reach_the_networks_that_they_are_for(weights):
+    chosen = section(weights, kind="mae", also=["convnext", "moco"], dtype="bfloat16", recompute=True)
     encoder = build_encoder(chosen, PIXELS)
-    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.bfloat16}
-    assert [part.checkpoint for part in encoder.encoders] == [True, True]
+    dtypes = [{parameter.dtype for parameter in part.parameters()} for part in encoder.encoders]
+    assert dtypes == [{torch.bfloat16}, {torch.float32}, {torch.bfloat16}]  # ConvNeXt-V2 has a key of its own
+    chosen.convnext.dtype = "bfloat16"
+    assert {value.dtype for value in build_encoder(chosen, PIXELS).encoders[1].parameters()} == {torch.bfloat16}
+    assert [part.checkpoint for part in encoder.encoders] == [True, True, True]
     assert {value.dtype for value in encoder(samples(PIXELS)).values()} == {torch.float32}
 
 
@@ -139,6 +142,10 @@ def test_what_does_not_fit_the_samples_is_refused(weights, settings, shape, mess
         ({"kind": "pixels", "also": ["pixels"]}, r"encoder\.also must be kinds other than encoder\.kind=pixels"),
         ({"kind": "moco"}, r"encoder\.moco\.path must be a file"),
         ({"kind": "pixels", "dtype": "float16"}, r"encoder\.dtype must be one of float32, bfloat16"),
+        (
+            {"kind": "pixels", "convnext": {"dtype": "half"}},
+            r"encoder\.convnext\.dtype must be one of float32, bfloat16",
+        ),
         ({"kind": "pixels", "decode_chunk": 0}, r"encoder\.decode_chunk must be at least 1"),
     ],
 )

@@ -39,14 +39,16 @@ CONVNEXT_FILES = ("config.json", "model.safetensors|pytorch_model.bin")
 
 @dataclass
 class ConvNextSection:
-    """ConvNeXt-V2 of published weights. `size`: side to which images are resized."""
+    """ConvNeXt-V2 of published weights. `size`: side to which images are resized. `dtype`: float32 as released."""
 
     path: str = "facebook/convnextv2-base-22k-224"
     revision: str | None = None
     size: int = 224
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         require(self.size >= 32, "encoder.convnext.size", "at least 32", self.size)
+        require(self.dtype in DTYPES, "encoder.convnext.dtype", f"one of {', '.join(DTYPES)}", self.dtype)
 
 
 @dataclass
@@ -74,9 +76,9 @@ class EncoderSection:
     """Feature space of the loss. The keys of `kind` keep their names, those of `also` begin with their kind.
 
     `run`, or `path` (a folder or Hub repository of `convert`): the masked auto-encoder; `maps`, `patch_sizes` and
-    `input_norm` are its features. `dtype` of all networks' weights and activations; statistics are taken in float32.
-    `recompute`: keep the output of each block alone for the backward pass. `decode_chunk`: latents that are decoded at
-    a time for an encoder of images; null is all.
+    `input_norm` are its features. `dtype` of the networks' weights and activations, but for ConvNeXt-V2, which has its
+    own; statistics are taken in float32. `recompute`: keep the output of each block alone for the backward pass.
+    `decode_chunk`: latents that are decoded at a time for an encoder of images; null is all.
     """
 
     kind: str = "mae"
@@ -176,7 +178,7 @@ def _build(kind: str, section: EncoderSection, shape: tuple[int, int, int], toke
     if kind == "convnext":
         where = section.convnext
         encoder: nn.Module = ConvNextFeatures.from_pretrained(
-            where.path, revision=where.revision, size=where.size, **options
+            where.path, revision=where.revision, size=where.size, **options | {"dtype": DTYPES[where.dtype]}
         )
     else:
         encoder = _resnet(kind, getattr(section, kind), options)
