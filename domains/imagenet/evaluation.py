@@ -86,7 +86,9 @@ class Evaluation:
         self.classes = tuple(some.classes) if some else tuple(str(label) for label in range(num_classes))
         labels = balanced_labels(num_classes, section.samples or section.samples_per_class * num_classes)
         dtype = torch.uint8 if section.network == "inception" or some is None else some.dtype
-        self.stream = SampleStream(generator, labels, dtype, section.rounding, section.batch, self.tokenizer)
+        self.stream = SampleStream(
+            generator, labels, dtype, rounding=section.rounding, batch=section.batch, tokenizer=self.tokenizer
+        )
         self.columns = min(GRID_COLUMNS, len(labels) // num_classes)
         self.grid = first_of_classes(labels, min(GRID_CLASSES, num_classes), self.columns)
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from domains.imagenet.conditioning import TABLE_STD, Conditioning
 from domains.imagenet.pretrained import Pretrained
 from domains.imagenet.transformer import Block, FinalLayer, LayerNorm, Modulation, RMSNorm, rotary_table
+from drifting.training.config import require
 
 
 @dataclass
@@ -44,22 +45,18 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         for name in ("channels", "size", "patch", "hidden", "depth", "heads", "num_classes", "style_codes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"generator.{name} must be >= 1, got {getattr(self, name)}")
+            require(getattr(self, name) >= 1, f"generator.{name}", "at least 1", getattr(self, name))
         for name in ("context_tokens", "style_tokens"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"generator.{name} must be >= 0, got {getattr(self, name)}")
-        if self.size % self.patch:
-            raise ValueError(f"generator.patch must divide generator.size={self.size}, got {self.patch}")
-        if self.hidden % (2 * self.heads):
-            raise ValueError(f"generator.hidden must be a multiple of 2 * heads = {2 * self.heads}, got {self.hidden}")
-        if self.hidden % 4:
-            raise ValueError(f"generator.hidden must be a multiple of 4 (sin-cos positions), got {self.hidden}")
-        if not self.mlp_ratio > 0:
-            raise ValueError(f"generator.mlp_ratio must be > 0, got {self.mlp_ratio}")
+            require(getattr(self, name) >= 0, f"generator.{name}", "at least 0", getattr(self, name))
+        whole = self.size % self.patch == 0
+        require(whole, "generator.patch", f"a divisor of generator.size={self.size}", self.patch)
+        expected = f"a multiple of 2 * heads = {2 * self.heads}"
+        require(self.hidden % (2 * self.heads) == 0, "generator.hidden", expected, self.hidden)
+        require(self.hidden % 4 == 0, "generator.hidden", "a multiple of 4 (sin-cos positions)", self.hidden)
+        require(self.mlp_ratio > 0, "generator.mlp_ratio", "above 0", self.mlp_ratio)
         if self.output_range is not None:
-            if len(self.output_range) != 2 or not self.output_range[0] < self.output_range[1]:
-                raise ValueError(f"generator.output_range must be (low, high), low < high, got {self.output_range}")
+            ordered = len(self.output_range) == 2 and self.output_range[0] < self.output_range[1]
+            require(ordered, "generator.output_range", "(low, high), low < high", self.output_range)
             self.output_range = (float(self.output_range[0]), float(self.output_range[1]))
 
 

@@ -53,11 +53,11 @@ class QuickEvaluation:
             generator,
             labels,
             self.dtype,
-            section.rounding,
-            section.batch,
-            self.tokenizer,
-            self.world.rank,
-            self.world.size,
+            rounding=section.rounding,
+            batch=section.batch,
+            tokenizer=self.tokenizer,
+            rank=self.world.rank,
+            ranks=self.world.size,
         )
         columns = min(SHEET_COLUMNS, len(labels) // generator.cfg.num_classes)
         shown = first_of_classes(labels, min(SHEET_CLASSES, generator.cfg.num_classes), columns)

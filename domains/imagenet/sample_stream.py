@@ -1,7 +1,7 @@
 """Samples of a generator as evaluation takes them: class-balanced, streamed, in the type of the real images."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -33,13 +33,14 @@ class SampleStream:
     generator: OneStepGenerator
     labels: Tensor
     dtype: torch.dtype
+    _: KW_ONLY
     rounding: str = "nearest"
     batch: int = 1000
     tokenizer: Tokenizer | None = None
     rank: int = 0
     ranks: int = 1
-    kept: dict[int, Tensor] = field(default_factory=dict)
-    shape: tuple[int, ...] = ()  # of an image, known once they are streamed
+    kept: dict[int, Tensor] = field(default_factory=dict, init=False)
+    shape: tuple[int, ...] = field(default=(), init=False)  # of an image, known once they are streamed
 
     def at(self, alpha: float, keep: Tensor | None = None) -> Iterator[Tensor]:
         """Batches [<= batch, C, H, W] at one guidance scale; of indices `keep` [m] the images stay in `kept`.

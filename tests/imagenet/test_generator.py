@@ -334,10 +334,10 @@ def test_wrong_input_is_refused(name, value, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"patch": 3}, "patch must divide"),
+        ({"patch": 3}, "patch must be a divisor"),
         ({"heads": 3}, "multiple of 2"),
-        ({"depth": 0}, "depth must be >= 1"),
-        ({"style_tokens": -1}, "style_tokens must be >= 0"),
+        ({"depth": 0}, "depth must be at least 1"),
+        ({"style_tokens": -1}, "style_tokens must be at least 0"),
         ({"mlp_ratio": 0.0}, "mlp_ratio"),
         ({"output_range": (1.0, -1.0)}, "low < high"),
         ({"hidden": 6, "heads": 1}, "multiple of 4"),

@@ -91,7 +91,7 @@ def test_a_stream_is_the_same_in_any_batches_and_keeps_what_is_asked_for(generat
     keep = torch.tensor([69, 3, 8])
     torch.testing.assert_close(torch.cat(list(parts.at(1.5, keep))), images)
     torch.testing.assert_close(parts.shown(keep), images[keep])
-    rounded = SampleStream(generator, labels, torch.uint8, "truncate", batch=70)
+    rounded = SampleStream(generator, labels, torch.uint8, rounding="truncate", batch=70)
     assert torch.equal(next(rounded.at(1.5)), to_8_bits(images, "truncate"))
 
 

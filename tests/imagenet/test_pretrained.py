@@ -141,7 +141,7 @@ def test_an_auto_encoder_and_its_encoder_alone(mae, tmp_path):
         (lambda c: c["config"].pop("rotary"), r"config lacks rotary"),
         (lambda c: c["config"].update(rotray=1), r"config: .*rotray"),
         (lambda c: c["config"].update(depth="two"), r"config: depth"),
-        (lambda c: c["config"].update(patch=3), r"config: generator.patch must divide generator.size=4, got 3"),
+        (lambda c: c["config"].update(patch=3), r"generator.patch must be a divisor of generator.size=4, got 3"),
         (
             lambda c: c["config"].update(depth=3),
             r"lacks \d+ parameters: blocks\.2\.modulation\.linear\.weight, .* more",
