@@ -251,7 +251,7 @@ def test_moved_images_and_another_device_are_taken_from_the_command_line(generat
     config.run.device, config.data = "cuda", DataSection(kind="pixels", path="train.zarr", test="gone.zarr", size=64)
     run_dir = open_run(config.run, config)
     seen = {}
-    monkeypatch.setattr(evaluate, "load_generator", lambda run_dir: (config, generator, 1))
+    monkeypatch.setattr(evaluate, "load_averages", lambda run_dir, section: (config, {"": generator}, 1))
     monkeypatch.setattr(evaluate, "missing_measures", lambda section, data: seen.update(data=data) or [])
 
     def evaluation(config, *_):
