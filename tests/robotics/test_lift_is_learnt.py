@@ -22,6 +22,6 @@ def test_fifteen_hundred_steps_lift_at_least_five_times_of_ten(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    log = json.loads((tmp_path / "runs/lift/eval-drifting/eval_log.json").read_text())
+    log = json.loads((tmp_path / "runs/lift/eval-drifting-episodes-10-checkpoints-1/eval_log.json").read_text())
     assert log["demonstrations"] == "scripted" and log["episodes"] == 10
     assert log["test/success_rate"] >= 0.5
