@@ -201,7 +201,7 @@ def backward(
         pieces = batch.split(parts)
         if keep_references is not None:
             pieces = [piece.encoded(drift_loss.encode, keep_references) for piece in pieces]
-        terms = next(terms_of_parts(generator, drift_loss, pieces[0], 1)) if with_terms else {}
+        terms = terms_alone(generator, drift_loss, pieces[0]) if with_terms else {}
         calls = [partial(piece.arguments, generator) for piece in pieces]
         return backward_in_parts(drift_loss, calls, unsynchronized=partial(unsynchronized, model)), terms
 
@@ -211,6 +211,12 @@ def terms_of_parts(
 ) -> Iterator[dict[str, DriftTerms]]:
     """Terms of one part after another, without gradients, with statistics of their own."""
     for piece in batch.split(parts):
-        with torch.no_grad():  # left before the caller goes on
-            terms = drift_loss.terms(**piece.arguments(model))
-        yield terms
+        yield terms_alone(model, drift_loss, piece)
+
+
+@torch.no_grad()
+def terms_alone(
+    model: Callable[..., Tensor], drift_loss: FeatureDriftLoss, piece: StepProblems
+) -> dict[str, DriftTerms]:
+    """Terms of some problems, without gradients, with statistics of their own."""
+    return drift_loss.terms(**piece.arguments(model))
