@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from drifting.training.config import require
 
 SIMULATORS = ("robosuite", "push_t", "block_push", "kitchen")
+BOTH_KINDS = ("robosuite", "block_push")  # of actions: displacements, or with task.absolute_actions where to be
 
 
 @dataclass
@@ -18,7 +19,8 @@ class TaskConfig:
 
     `environment` is the simulator's own name of it. `observations` maps the keys of low-dimensional observations to
     their widths, `images` those of camera images to their side length in pixels (square, RGB); a policy reads all that
-    are named. `absolute_actions`: poses in the world frame instead of displacements (robosuite only). `stages`: how
+    are named. `absolute_actions`: poses in the world frame instead of displacements (robosuite), places on the table
+    instead of displacements (block_push); push_t and kitchen have one kind of action and leave it false. `stages`: how
     many the score counts, 1 if the task succeeds or fails as a whole. `demo_noise`: standard deviation of the noise
     executed while demonstrations are made, in half ranges of the actions; the labels stay clean.
     """
@@ -41,8 +43,8 @@ class TaskConfig:
         require(len(self.observations) + len(self.images) > 0, "task.observations", "one key or more", {})
         for key, width in (*self.observations.items(), *self.images.items()):
             require(width >= 1, f"task.observations.{key}", "at least 1", width)
-        relative = self.simulator == "robosuite" or not self.absolute_actions
-        require(relative, "task.absolute_actions", "false outside robosuite", self.absolute_actions)
+        either = self.simulator in BOTH_KINDS or not self.absolute_actions
+        require(either, "task.absolute_actions", f"false outside {', '.join(BOTH_KINDS)}", self.absolute_actions)
         for name in ("robots", "action_dim", "max_steps", "control_hz", "stages"):
             require(getattr(self, name) >= 1, f"task.{name}", "at least 1", getattr(self, name))
         require(0 <= self.demo_noise < float("inf"), "task.demo_noise", "at least 0 and finite", self.demo_noise)

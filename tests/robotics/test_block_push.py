@@ -7,12 +7,17 @@ from task_files import task_of
 pytest.importorskip("pybullet")
 
 from domains.robotics.environments import make_environment
+from domains.robotics.demonstrations.config import DemosConfig
+from domains.robotics.demonstrations.episode import DemonstrationError
+from domains.robotics.demonstrations.sources import load_demonstrations
 from domains.robotics.experts.block_push import BlockPushExpert
+
+DISPLACED = task_of("block_push", absolute_actions=False)  # as experts act
 
 
 @pytest.fixture(scope="module")
 def environment():
-    return make_environment(task_of("block_push"), render_size=64)
+    return make_environment(DISPLACED, render_size=64)
 
 
 def with_blocks(environment, first, second):
@@ -65,6 +70,34 @@ def test_the_stick_goes_where_it_is_sent(environment):
     np.testing.assert_allclose(observation["state"][6:8], [0.45, -0.47], atol=5e-3)
 
 
+def test_places_move_as_the_displacements_that_lead_there(environment):
+    absolute = make_environment(task_of("block_push"))
+    draw = np.random.default_rng(0)
+    environment.reset(seed=3)
+    absolute.reset(seed=3)
+    for _ in range(20):
+        action = draw.normal(size=2) * 0.06  # beyond 0.1 at times
+        place = environment.absolute_action(action)
+        expected, *_ = environment.step(action)
+        found, *_ = absolute.step(place)
+        np.testing.assert_allclose(found["state"], expected["state"], atol=1e-3)  # contacts enlarge rounding
+    far = absolute.step(np.array([0.7, 0.5]))[0]["state"]
+    np.testing.assert_allclose(far[8:10], np.minimum(found["state"][8:10] + 0.1, [0.7, 0.5]), atol=1e-6)
+    with pytest.raises(ValueError, match="places already"):
+        absolute.absolute_action(np.zeros(2))
+    absolute.close()
+
+
+def test_demonstrations_of_the_other_kind_of_action_are_refused(tmp_path):
+    store = load_demonstrations(task_of("block_push"), DemosConfig(episodes=2, cache=str(tmp_path)), progress=False)
+    # Labels are places: where the stick is sent to differs from them by the executed noise alone.
+    sent = store.arrays["state"][1:, 8:10][: store.episode_ends[0] - 1]
+    np.testing.assert_allclose(store.actions[: len(sent)], sent, atol=5 * 0.1 * DISPLACED.demo_noise)
+    (path,) = tmp_path.glob("block_push-*.hdf5")
+    with pytest.raises(DemonstrationError, match=r"absolute_actions=True, the task task\.absolute_actions=False"):
+        load_demonstrations(DISPLACED, DemosConfig(source="human", path=str(path), cache=str(tmp_path)))
+
+
 def test_a_pushed_block_moves_and_the_other_stays(environment):
     with_blocks(environment, [0.3, -0.3], [0.5, 0.0])
     for _ in range(12):
@@ -113,7 +146,7 @@ def test_a_stage_stays_done(environment):
 def test_the_same_seed_is_the_same_episode(environment):
     seen, actions, _ = show(environment, seed=5, limit=60)
     show(environment, seed=6, limit=20)
-    other = make_environment(task_of("block_push"))
+    other = make_environment(DISPLACED)
     again, repeated, _ = show(other, seed=5, limit=60)
     np.testing.assert_array_equal(actions, repeated)
     np.testing.assert_array_equal(seen, again)
@@ -175,4 +208,4 @@ def test_pictures_show_the_blocks(environment):
     with_blocks(environment, [0.4, 0.0], [0.45, 0.1])
     assert (environment.render() != before).any()
     with pytest.raises(ValueError, match="render_size"):
-        make_environment(task_of("block_push")).render()
+        make_environment(DISPLACED).render()

@@ -93,6 +93,14 @@ def test_relative_actions_are_only_scaled():
     torch.testing.assert_close(space.decode(space.encode(given)), given)
 
 
+def test_places_of_a_pusher_have_no_rotation():
+    space = ActionSpace(small_task(simulator="block_push", absolute_actions=True))
+    given = poses()[:, :2]
+    space.fit(given)
+    assert space.dim == 2
+    torch.testing.assert_close(space.decode(space.encode(given)), given)
+
+
 def test_actions_of_another_width_are_refused():
     with pytest.raises(ValueError, match=r"actions must be \[\.\.\., 2\]"):
         ActionSpace(small_task()).encode(torch.zeros(3, 7))

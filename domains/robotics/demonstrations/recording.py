@@ -44,7 +44,7 @@ class Recorder:
             return None
         if self._environment is None or self._expert is None:
             expert = expert_for(self.task.name)
-            # Experts command displacements; absolute actions are the poses that these lead to.
+            # Experts command displacements; absolute actions are the poses or places that these lead to.
             self._environment = make_environment(replace(self.task, absolute_actions=False))
             self._expert = expert(self._environment)
         episode = record_episode(
@@ -60,7 +60,7 @@ class Recorder:
     def env_args(self) -> dict[str, Any]:
         """robomimic's description of the environment in which the recorded actions are executed."""
         simulated: dict[str, Any] = self._environment.unwrapped.env_args  # type: ignore[union-attr]
-        return env_args_of(self.task, version=simulated["env_version"]) if self.task.absolute_actions else simulated
+        return env_args_of(self.task, version=simulated["env_version"])
 
 
 def record_episode(

@@ -18,7 +18,7 @@ from domains.robotics.demonstrations.push_t_data import is_push_t_folder, push_t
 from domains.robotics.demonstrations.replay_store import ReplayStore, check_store, open_store, write_store
 from domains.robotics.demonstrations.schema import DemonstrationFile
 from domains.robotics.demonstrations.scripted import scripted_demonstrations
-from domains.robotics.environments.env_args import check_env_args
+from domains.robotics.environments.env_args import ABSOLUTE, check_env_args
 from domains.robotics.task import TaskConfig
 from drifting.training.errors import ConfigError
 
@@ -84,7 +84,10 @@ def _checked(episodes: Iterator[Episode], task: TaskConfig) -> Iterator[Episode]
 
 def _same_environment(task: TaskConfig, env_args: Mapping[str, Any] | None, path: Path) -> None:
     """Refuse a file of another environment or kind of action; one that names no environment is taken as it is."""
-    if task.simulator != "robosuite" or env_args is None:
+    if env_args is None:
+        return
+    if task.simulator != "robosuite":
+        _same_gymnasium(task, env_args, path)
         return
     try:
         check_env_args(task, env_args, source=str(path))
@@ -95,6 +98,19 @@ def _same_environment(task: TaskConfig, env_args: Mapping[str, Any] | None, path
             if "absolute_actions" in str(error)
             else str(error)
         ) from error
+
+
+def _same_gymnasium(task: TaskConfig, env_args: Mapping[str, Any], path: Path) -> None:
+    absolute = bool(env_args.get("env_kwargs", {}).get(ABSOLUTE))
+    facts = {
+        "task.environment": (task.environment, env_args.get("env_name")),
+        "task.absolute_actions": (task.absolute_actions, absolute),
+    }
+    for key, (expected, found) in facts.items():
+        if expected != found:
+            raise DemonstrationError(
+                f"{path}: the file has {key}={found}, the task {key}={expected}: choose the other task"
+            )
 
 
 def _files(path: Path) -> Sequence[Path]:

@@ -6,7 +6,7 @@ not, so that scores do not compare with published ones.
 
 `state` [16]: block 1 x, y, yaw, block 2 x, y, yaw, stick x, y, where the stick is sent x, y, target 1 x, y, yaw, target
 2 x, y, yaw; metres, and radians in [0, pi). Actions [2] displace the place that the stick is sent to, at most 0.1 each
-way. Stage 1 is done when a block has come within 0.05 of a target, stage 2, which is success, when each block is
+way; with `task.absolute_actions` they are that place, which still moves by at most 0.1 each way. Stage 1 is done when a block has come within 0.05 of a target, stage 2, which is success, when each block is
 that near to a target of its own. The reward is the share of stages done so far.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from domains.robotics.environments.block_push_scene import SIMULATION_HZ, BlockPushScene
+from domains.robotics.environments.env_args import env_args_of
 from domains.robotics.environments.spaces import checked_action, checked_state, observation_space
 from domains.robotics.task import TaskConfig
 
@@ -34,10 +35,11 @@ class BlockPush(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     def __init__(self, task: TaskConfig, *, render_size: int | None = None) -> None:
         self.observation_space = observation_space(task, numbers={"state": 16})
-        self.action_space = spaces.Box(-REACH, REACH, (2,), np.float32)
+        low, high = WORKSPACE if task.absolute_actions else (-REACH * np.ones(2), REACH * np.ones(2))
+        self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32))
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": task.control_hz}
         self.render_mode = None if render_size is None else "rgb_array"
-        self.env_args = {"env_name": task.environment, "env_version": "1", "type": 2, "env_kwargs": {}}
+        self.env_args = env_args_of(task, version="1")
         self.scene = BlockPushScene()
         self.stick_target = START.copy()
         self._task, self._render_size = task, render_size
@@ -63,7 +65,8 @@ class BlockPush(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Displacements beyond the action space are cut to it, places beyond the workspace too."""
-        displacement = np.clip(checked_action(action, self.action_space), -REACH, REACH)
+        action = checked_action(action, self.action_space)
+        displacement = np.clip(action - self.stick_target if self._task.absolute_actions else action, -REACH, REACH)
         self.stick_target = np.clip(self.stick_target + displacement, *WORKSPACE)
         self.scene.move_effector(self.stick_target, self._substeps)
         self._steps += 1
@@ -75,6 +78,14 @@ class BlockPush(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def get_state(self) -> np.ndarray:
         """Float64 [S]."""
         return np.concatenate([self.scene.get_state(), self.stick_target, [self._stages]])
+
+    def absolute_action(self, action: np.ndarray) -> np.ndarray:
+        """Where a displacement `action` [2] would send the stick to from here, [2]."""
+        if self._task.absolute_actions:
+            raise ValueError("absolute_action converts displacements, this environment's actions are places already")
+        displacement = np.clip(checked_action(action, self.action_space), -REACH, REACH)
+        place: np.ndarray = np.clip(self.stick_target + displacement, *WORKSPACE)
+        return place
 
     def render(self) -> np.ndarray:
         """The table from above its far side."""

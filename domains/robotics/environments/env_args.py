@@ -18,7 +18,8 @@ import numpy as np
 from domains.robotics.task import TaskConfig
 from drifting.training.errors import ConfigError
 
-ROBOSUITE_TYPE = 1  # robomimic's number for robosuite
+ROBOSUITE_TYPE, GYM_TYPE = 1, 2  # robomimic's numbers for robosuite and gymnasium's environments
+ABSOLUTE = "abs_action"  # in the env_kwargs of BlockPush, by Diffusion Policy's name
 IMAGE = "_image"  # the camera "agentview" observes as "agentview_image"
 
 EnvArgs = dict[str, Any]
@@ -48,9 +49,12 @@ _COMPOSITE_ONLY = ("input_type", "input_ref_frame", "gripper")
 
 
 def env_args_of(task: TaskConfig, *, version: str) -> EnvArgs:
-    """The description, in the 1.5 dialect, of `task` simulated by robosuite `version`."""
+    """The description of `task` in `version` of its simulator; that of robosuite in the 1.5 dialect."""
+    if task.simulator != "robosuite":
+        kwargs: dict[str, Any] = {ABSOLUTE: True} if task.absolute_actions else {}
+        return {"env_name": task.environment, "env_version": version, "type": GYM_TYPE, "env_kwargs": kwargs}
     cameras = [key.removesuffix(IMAGE) for key in task.images]
-    kwargs: dict[str, Any] = {
+    kwargs = {
         "robots": ["Panda"] * task.robots,
         "controller_configs": _composite_controller(OSC_POSE, absolute=task.absolute_actions),
         "control_freq": task.control_hz,

@@ -17,6 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from domains.robotics.environments.requirements import choose_gl, simulator_package
+from domains.robotics.environments.env_args import env_args_of
 from domains.robotics.environments.spaces import checked_action, checked_state, observation_space
 from domains.robotics.task import TaskConfig
 
@@ -37,7 +38,7 @@ class Kitchen(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._simulator = module.KitchenEnv(render_mode=self.render_mode, **pictures)
         self.action_space = spaces.Box(-1, 1, (ARM_JOINTS,), np.float32)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": task.control_hz}
-        self.env_args = {"env_name": task.environment, "env_version": "1", "type": 2, "env_kwargs": {}}
+        self.env_args = env_args_of(task, version="1")
         self._task = task
         self._steps = 0
 

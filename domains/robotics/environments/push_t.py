@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from domains.robotics.environments.requirements import simulator_package
+from domains.robotics.environments.env_args import env_args_of
 from domains.robotics.environments.spaces import checked_action, checked_state, observation_space
 from domains.robotics.task import TaskConfig
 from drifting.training.errors import ConfigError
@@ -58,7 +59,7 @@ class PushT(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.action_space = spaces.Box(0, BOARD, (2,), np.float32)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": task.control_hz}
         self.render_mode = None if render_size is None else "rgb_array"
-        self.env_args = {"env_name": task.environment, "env_version": "v0", "type": 2, "env_kwargs": {}}
+        self.env_args = env_args_of(task, version="v0")
         side = task.images.get("image", 96)
         self.task = task
         self._simulator = simulator.PushTEnv(

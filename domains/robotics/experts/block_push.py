@@ -10,8 +10,9 @@ from domains.robotics.environments.block_push import BlockPush
 
 TRAVEL, PUSH = 0.03, 0.02  # metres per control step
 ORBIT = 0.065  # distance from a block's centre at which the stick walks round it
-BEHIND, LOST = 0.2, 0.9  # radians off the line from target through block: begin to push, give up pushing
-PLACED, DISPLACED = 0.012, 0.035  # metres to the target: leave the block there, come back to it
+ALIGNED = (0.15, 0.6)  # radians off the line from target through block: push, only walk round it
+NEAR = (1.2 * ORBIT, 1.8 * ORBIT)  # the same in metres from the block
+PLACED, DISPLACED = 0.02, 0.045  # metres to the target: leave the block there, come back to it
 TURN = 0.7  # radians of the orbit that the stick aims ahead
 STEERING = 0.6  # share of the sideways error that a step corrects while pushing
 
@@ -29,7 +30,6 @@ class BlockPushExpert:
         self._order: list[int] = draw.permutation(2).tolist()
         self._target_of: list[int] = draw.permutation(2).tolist()
         self._block: int | None = None
-        self._pushing = False
 
     @property
     def done(self) -> bool:
@@ -44,7 +44,7 @@ class BlockPushExpert:
 
     def _next_place(self, stick: np.ndarray) -> np.ndarray:
         if self._block is not None and self._distance(self._block) < PLACED:
-            self._block, self._pushing = None, False
+            self._block = None
         if self._block is None:
             left = [block for block in self._order if self._distance(block) > DISPLACED]
             if not left:
@@ -56,12 +56,11 @@ class BlockPushExpert:
         along = float(offset @ ahead)
         aside = offset - along * ahead
         angle = float(np.arctan2(np.linalg.norm(aside), -along))
-        near = float(np.linalg.norm(offset)) < 1.5 * ORBIT
-        self._pushing = near and angle < (LOST if self._pushing else BEHIND)
-        if self._pushing:
-            speed = min(PUSH, 0.005 + 0.5 * float(np.linalg.norm(target - block)))
-            return stick + speed * ahead - STEERING * aside
-        return self._clear_of_blocks(stick + _limited(self._orbit(block, offset, ahead) - stick, TRAVEL))
+        distance = float(np.linalg.norm(offset))
+        aligned = _falling(angle, *ALIGNED) * _falling(distance, *NEAR)
+        push = PUSH * ahead - STEERING * aside
+        round_ = self._clear_of_blocks(stick + _limited(self._orbit(block, offset, ahead) - stick, TRAVEL)) - stick
+        return stick + aligned * push + (1 - aligned) * round_
 
     def _orbit(self, block: np.ndarray, offset: np.ndarray, ahead: np.ndarray) -> np.ndarray:
         """A point on the circle round the block, between the stick and the place behind it."""
@@ -93,3 +92,9 @@ class BlockPushExpert:
 def _limited(step: np.ndarray, longest: float) -> np.ndarray:
     length = float(np.linalg.norm(step))
     return step if length <= longest else step * (longest / length)
+
+
+def _falling(value: float, full: float, none: float) -> float:
+    """1 up to `full`, 0 from `none` on, smooth between."""
+    part = min(max((none - value) / (none - full), 0.0), 1.0)
+    return part * part * (3 - 2 * part)
