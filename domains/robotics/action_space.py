@@ -1,8 +1,8 @@
 """Actions as the network sees them: absolute poses with 6-D rotations, everything normalised to [-1, 1].
 
 Shapes: E numbers of an action as the environment takes it, A numbers as the network does. They differ for absolute
-poses of arms alone: 7 per arm (position, axis-angle, gripper) become 10 (position, 6-D rotation, gripper), since axis-angle
-vectors jump at half a turn.
+poses of arms alone: 7 per arm (position, axis-angle, gripper) become 10 (position, 6-D rotation, gripper), since
+axis-angle vectors jump at half a turn.
 """
 
 import torch

@@ -6,10 +6,10 @@ from task_files import task_of
 
 pytest.importorskip("pybullet")
 
-from domains.robotics.environments import make_environment
 from domains.robotics.demonstrations.config import DemosConfig
 from domains.robotics.demonstrations.episode import DemonstrationError
 from domains.robotics.demonstrations.sources import load_demonstrations
+from domains.robotics.environments import make_environment
 from domains.robotics.experts.block_push import BlockPushExpert
 
 DISPLACED = task_of("block_push", absolute_actions=False)  # as experts act

@@ -6,8 +6,9 @@ not, so that scores do not compare with published ones.
 
 `state` [16]: block 1 x, y, yaw, block 2 x, y, yaw, stick x, y, where the stick is sent x, y, target 1 x, y, yaw, target
 2 x, y, yaw; metres, and radians in [0, pi). Actions [2] displace the place that the stick is sent to, at most 0.1 each
-way; with `task.absolute_actions` they are that place, which still moves by at most 0.1 each way. Stage 1 is done when a block has come within 0.05 of a target, stage 2, which is success, when each block is
-that near to a target of its own. The reward is the share of stages done so far.
+way; with `task.absolute_actions` they are that place, which still moves by at most 0.1 each way. Stage 1 is done when a
+block has come within 0.05 of a target, stage 2, which is success, when each block is that near to a target of its own.
+The reward is the share of stages done so far.
 """
 
 from typing import Any

@@ -16,8 +16,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from domains.robotics.environments.requirements import choose_gl, simulator_package
 from domains.robotics.environments.env_args import env_args_of
+from domains.robotics.environments.requirements import choose_gl, simulator_package
 from domains.robotics.environments.spaces import checked_action, checked_state, observation_space
 from domains.robotics.task import TaskConfig
 
