@@ -1,54 +1,84 @@
-"""Actions as the network sees them: absolute poses with 6-D rotations, everything normalised to [-1, 1].
+"""Actions as the network sees them: relative to the present place if asked for, 6-D rotations, all in [-1, 1].
 
 Shapes: E numbers of an action as the environment takes it, A numbers as the network does. They differ for absolute
 poses of arms alone: 7 per arm (position, axis-angle, gripper) become 10 (position, 6-D rotation, gripper), since
-axis-angle vectors jump at half a turn.
+axis-angle vectors jump at half a turn. B windows of H actions, To observed steps.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from domains.robotics.normalizer import Normalizer
 from domains.robotics.rotations import axis_angle_to_six_d, six_d_to_axis_angle
-from domains.robotics.task import TaskConfig
+from domains.robotics.task import BOTH_KINDS, TaskConfig
+from drifting.training.errors import ConfigError
 
 POSE, LONG_POSE = 7, 10
 
 
 class ActionSpace(nn.Module):
-    """Plain actions [..., E] to the network's [..., A] and back; the normaliser is part of the weights."""
+    """Plain actions [B, ..., E] to the network's [B, ..., A] and back; the normaliser is part of the weights.
 
-    def __init__(self, task: TaskConfig) -> None:
+    `relative`: positions are given from where the hand is at the last observed step, `task.present` (relative
+    trajectories, Chi et al., arXiv 2402.10329): a chunk spans centimetres then and not the whole workspace, so that the
+    same error of the network is a smaller one of the hand.
+
+    Raises:
+        ConfigError: `relative` without absolute actions, or for a task that does not say where the hand is.
+        ValueError: absolute poses of another width than 7 per arm.
+    """
+
+    def __init__(self, task: TaskConfig, *, relative: bool = False) -> None:
         super().__init__()
         self.rotates = task.absolute_actions and task.simulator == "robosuite"
         if self.rotates and task.action_dim % POSE:
             raise ValueError(f"task.action_dim must be a multiple of {POSE} for absolute poses, got {task.action_dim}")
+        if relative and not task.present:
+            raise ConfigError(f"policy.relative=true needs task.present, which task {task.name} does not have")
+        if relative and task.simulator in BOTH_KINDS and not task.absolute_actions:
+            raise ConfigError(
+                "policy.relative=true needs task.absolute_actions=true: displacements are relative already"
+            )
+        self.present = dict(task.present) if relative else {}
         arms = task.action_dim // POSE if self.rotates else 0
         self.plain_dim = task.action_dim
         self.dim = arms * LONG_POSE if self.rotates else task.action_dim
         rotations = [LONG_POSE * arm + 3 + index for arm in range(arms) for index in range(6)]
         self.normalizer = Normalizer(self.dim, untouched=rotations)
 
-    def fit(self, actions: Tensor) -> None:
-        """Take the bounds of the demonstrations' actions [..., E]."""
-        self.normalizer.fit(self._lengthen(actions))
+    def fit(self, actions: Tensor, observations: Mapping[str, Tensor] | None = None) -> None:
+        """Take the bounds of the demonstrations' actions [..., E]; relative ones [B, H, E], with what was observed."""
+        self.normalizer.fit(self._lengthen(self._moved(actions, observations, -1)))
 
-    def encode(self, actions: Tensor) -> Tensor:
-        """[..., E] -> [..., A]."""
+    def encode(self, actions: Tensor, observations: Mapping[str, Tensor] | None = None) -> Tensor:
+        """[B, ..., E] -> [B, ..., A]. `observations` {key: [B, To, ...]}: needed where actions are relative."""
         if actions.shape[-1] != self.plain_dim:
             raise ValueError(f"actions must be [..., {self.plain_dim}], got {tuple(actions.shape)}")
-        return self.normalizer(self._lengthen(actions))
+        return self.normalizer(self._lengthen(self._moved(actions, observations, -1)))
 
-    def decode(self, actions: Tensor) -> Tensor:
-        """[..., A] -> [..., E]; six numbers that are no rotation give the nearest one by Gram-Schmidt."""
+    def decode(self, actions: Tensor, observations: Mapping[str, Tensor] | None = None) -> Tensor:
+        """[B, ..., A] -> [B, ..., E]; six numbers that are no rotation give the nearest one by Gram-Schmidt."""
         plain = self.normalizer.inverse(actions)
-        if not self.rotates:
-            return plain
-        position, rotation, gripper = plain.unflatten(-1, (-1, LONG_POSE)).split([3, 6, 1], dim=-1)
-        return torch.cat([position, six_d_to_axis_angle(rotation), gripper], dim=-1).flatten(-2)
+        if self.rotates:
+            position, rotation, gripper = plain.unflatten(-1, (-1, LONG_POSE)).split([3, 6, 1], dim=-1)
+            plain = torch.cat([position, six_d_to_axis_angle(rotation), gripper], dim=-1).flatten(-2)
+        return self._moved(plain, observations, 1)
 
     def _lengthen(self, actions: Tensor) -> Tensor:
         if not self.rotates:
             return actions
         position, rotation, gripper = actions.unflatten(-1, (-1, POSE)).split([3, 3, 1], dim=-1)
         return torch.cat([position, axis_angle_to_six_d(rotation), gripper], dim=-1).flatten(-2)
+
+    def _moved(self, actions: Tensor, observations: Mapping[str, Tensor] | None, sign: int) -> Tensor:
+        """The first numbers of each action plus `sign` times the present place; unchanged where not relative."""
+        if not self.present:
+            return actions
+        if observations is None:
+            raise ValueError("observations must be given with relative actions")
+        now = torch.cat([observations[key][:, -1, indices] for key, indices in self.present.items()], dim=-1)
+        place = actions.new_zeros(len(actions), self.plain_dim)
+        place[:, : now.shape[-1]] = now
+        return actions + sign * place.unflatten(0, (-1, *[1] * (actions.ndim - 2)))

@@ -57,7 +57,7 @@ class ChunkPolicy(nn.Module):
             raise ValueError(f"config.kind must be {self.kind} for a {type(self).__name__}, got {config.kind}")
         self.task, self.config = task, config
         self.observations = ObservationEncoder(task, config)
-        self.actions = ActionSpace(task)
+        self.actions = ActionSpace(task, relative=config.relative)
         self.net = build_network(config, action_dim=self.actions.dim, cond_dim=self.observations.dim)
 
     @property
@@ -76,9 +76,12 @@ class ChunkPolicy(nn.Module):
         return self.config.horizon, self.actions.dim
 
     def fit_normalizers(self, observations: Mapping[str, Tensor], actions: Tensor) -> None:
-        """Take the bounds of the training demonstrations: {key: [N, width]} and [N, E]."""
+        """Take the bounds of the training demonstrations: {key: [N, width]} and [N, E].
+
+        With `config.relative` they are windows, {key: [N, To, width]} and [N, H, E].
+        """
         self.observations.fit(observations)
-        self.actions.fit(actions)
+        self.actions.fit(actions, observations)
 
     def draw(self, count: int, generator: Generator | None = None) -> dict[str, Tensor]:
         """Every random number that `forward` needs for `count` observations, each [count, ...]."""
@@ -124,9 +127,10 @@ class ChunkPolicy(nn.Module):
         """
         if num < 1:
             raise ValueError(f"num must be at least 1, got {num}")
-        condition = self.observations({key: value.to(self.device) for key, value in observation.items()})
+        observation = {key: value.to(self.device) for key, value in observation.items()}
+        condition = self.observations(observation)
         chunks = self.generate(condition, num, generator)
-        return chunks if normalized else self.actions.decode(chunks)
+        return chunks if normalized else self.actions.decode(chunks, observation)
 
     def act(self, observation: Mapping[str, Tensor], generator: Randomness = None) -> Tensor:
         """The actions to execute now, [B, Ta, E], on the policy's device.

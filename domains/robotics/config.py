@@ -126,6 +126,7 @@ class PolicyConfig:
     executes `action_steps` from the last of them on. `noise_dim`: numbers that a drifting policy draws per chunk,
     lifted to the chunk's shape by a linear map; 0 draws noise of the chunk's shape. `octaves`: sines of each
     low-dimensional number that the network sees beside it, see `observations`; where a task wants precision.
+    `relative`: positions of absolute actions are from where the hand is, see `action_space`.
     """
 
     kind: str = "drifting"
@@ -135,6 +136,7 @@ class PolicyConfig:
     net: str = "unet"
     noise_dim: int = 0
     octaves: int = 0
+    relative: bool = False
     unet: UnetConfig = field(default_factory=UnetConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     mlp: MlpConfig = field(default_factory=MlpConfig)

@@ -51,7 +51,7 @@ class DiffusionPolicy(ChunkPolicy):
             raise ValueError("neighbours belong to the drifting loss; set drift.neighbours=0 for policy.kind=diffusion")
         num = draws["noise"].shape[1]
         condition = self.observations(observations, draws.get("crops")).repeat_interleave(num, dim=0)
-        clean = self.actions.encode(actions).repeat_interleave(num, dim=0)
+        clean = self.actions.encode(actions, observations).repeat_interleave(num, dim=0)
         noise, time = draws["noise"].flatten(0, 1), draws["time"].flatten()
         predicted = self.net(self.levels.add_noise(clean, noise, time), condition, time)
         target = noise if self.config.diffusion.prediction == "epsilon" else clean

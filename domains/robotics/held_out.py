@@ -57,5 +57,6 @@ def held_out_figures(policy: ChunkPolicy, windows: Windows, config: HeldOutConfi
     """`chunk_figures` of a policy on held-out windows, by name "held_out/<figure>"; the same noise for one seed."""
     generator = torch.Generator().manual_seed(seed)
     samples = policy.sample(windows.observations, config.samples, generator, normalized=True)
-    expert = policy.actions.encode(windows.actions.to(policy.device))
+    seen = {key: windows.observations[key].to(policy.device) for key in policy.task.observations}
+    expert = policy.actions.encode(windows.actions.to(policy.device), seen)
     return {f"held_out/{name}": value for name, value in chunk_figures(samples, expert).items()}

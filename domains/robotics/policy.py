@@ -70,7 +70,7 @@ class DriftingPolicy(ChunkPolicy):
         """What drifts, normalised: generated chunks [B, G, H, A], and the expert's and its neighbours' [B, P, H, A]."""
         positives = actions[:, None] if neighbours is None else torch.cat([actions[:, None], neighbours], dim=1)
         condition = self.observations(observations, draws.get("crops"))
-        return self.one_pass(draws["noise"], condition), self.actions.encode(positives)
+        return self.one_pass(draws["noise"], condition), self.actions.encode(positives, observations)
 
     def generate(self, condition: Tensor, num: int, generator: Randomness) -> Tensor:
         """Normalised chunks [B, num, H, A] for conditions [B, C], by one call of the network."""

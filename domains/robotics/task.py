@@ -22,7 +22,8 @@ class TaskConfig:
     are named. `absolute_actions`: poses in the world frame instead of displacements (robosuite), places on the table
     instead of displacements (block_push); push_t and kitchen have one kind of action and leave it false. `stages`: how
     many the score counts, 1 if the task succeeds or fails as a whole. `demo_noise`: standard deviation of the noise
-    executed while demonstrations are made, in half ranges of the actions; the labels stay clean.
+    executed while demonstrations are made, in half ranges of the actions; the labels stay clean. `present`: the observed
+    numbers, by key and index, that the first numbers of an absolute action are goals of; see `policy.relative`.
     """
 
     name: str = MISSING
@@ -37,6 +38,7 @@ class TaskConfig:
     control_hz: int = 20
     stages: int = 1
     demo_noise: float = 0.0
+    present: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.simulator in SIMULATORS, "task.simulator", ", ".join(SIMULATORS), self.simulator)
@@ -48,6 +50,12 @@ class TaskConfig:
         for name in ("robots", "action_dim", "max_steps", "control_hz", "stages"):
             require(getattr(self, name) >= 1, f"task.{name}", "at least 1", getattr(self, name))
         require(0 <= self.demo_noise < float("inf"), "task.demo_noise", "at least 0 and finite", self.demo_noise)
+
+        for key, indices in self.present.items():
+            inside = key in self.observations and all(0 <= index < self.observations[key] for index in indices)
+            require(inside, f"task.present.{key}", "indices into one of task.observations", indices)
+        count = sum(map(len, self.present.values()))
+        require(count <= self.action_dim, "task.present", f"at most task.action_dim = {self.action_dim} numbers", count)
 
     @property
     def observation_dim(self) -> int:

@@ -46,9 +46,13 @@ def load_windows(config: RoboticsConfig, device: torch.device) -> TrainingData:
 
 
 def fit_normalizers(policy: ChunkPolicy, windows: WindowDataset) -> None:
-    """Bounds of all steps of the training demonstrations."""
-    observations = {key: windows.rows(key) for key in policy.task.observations}
-    policy.fit_normalizers(observations, windows.rows("actions"))
+    """Bounds of all steps of the training demonstrations, or of all windows where actions are relative."""
+    keys = list(policy.task.observations)
+    if policy.config.relative:
+        every = windows.batch(torch.arange(len(windows)), keys)
+        policy.fit_normalizers(every.observations, every.actions)
+    else:
+        policy.fit_normalizers({key: windows.rows(key) for key in keys}, windows.rows("actions"))
 
 
 def find_neighbours(config: RoboticsConfig, policy: ChunkPolicy, windows: WindowDataset) -> Tensor | None:

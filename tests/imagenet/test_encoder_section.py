@@ -122,6 +122,8 @@ def test_half_precision_and_recomputing_reach_the_networks_that_they_are_for(wei
         ({"kind": "mae", "maps": ["layer9"]}, PIXELS, r"encoder\.maps or encoder\.patch_sizes: maps must be among"),
         ({"kind": "mae", "patch_sizes": [3]}, PIXELS, r"patch size 3 does not divide the 8 x 8 feature map"),
         ({"kind": "mae"}, LATENTS, r"images must be \[K, 3, H, W\], got \(1, 4, 4, 4\)"),
+        ({"kind": "pixels", "pixel_patches": [3]}, PIXELS, r"encoder\.pixel_patches: patches of 3 x 3 do not fill"),
+        ({"kind": "pixels", "pixel_patches": [0]}, PIXELS, r"encoder\.pixel_patches: patches must be at least 1"),
         ({"kind": "convnext"}, LATENTS, r"encoder convnext sees RGB images, the samples are 4 x 4 x 4"),
         ({"kind": "moco", "moco": {"path": "R50", "size": 64, "patch_sizes": [3]}}, PIXELS, r"encoder\.moco\.maps, "),
     ],
@@ -146,6 +148,7 @@ def test_what_does_not_fit_the_samples_is_refused(weights, settings, shape, mess
             {"kind": "pixels", "convnext": {"dtype": "half"}},
             r"encoder\.convnext\.dtype must be one of float32, bfloat16",
         ),
+        ({"kind": "moco", "moco": {"path": "R50"}, "pixel_patches": [4]}, r"encoder\.pixel_patches must be empty"),
         ({"kind": "pixels", "decode_chunk": 0}, r"encoder\.decode_chunk must be at least 1"),
     ],
 )

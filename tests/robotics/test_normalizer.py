@@ -5,6 +5,7 @@ from small_policies import small_task
 from domains.robotics.action_space import ActionSpace
 from domains.robotics.normalizer import Normalizer
 from domains.robotics.rotations import axis_angle_to_matrix
+from drifting.training.errors import ConfigError
 
 
 def values():
@@ -99,6 +100,51 @@ def test_places_of_a_pusher_have_no_rotation():
     space.fit(given)
     assert space.dim == 2
     torch.testing.assert_close(space.decode(space.encode(given)), given)
+
+
+def test_relative_actions_do_not_depend_on_where_the_hand_is():
+    task = small_task(
+        absolute_actions=True, action_dim=7, observations={"hand": 3, "object": 2}, present={"hand": [0, 1, 2]}
+    )
+    space = ActionSpace(task, relative=True)
+    hand = torch.randn(50, 2, 3, generator=torch.Generator().manual_seed(1))
+    chunks = poses(200).unflatten(0, (50, 4))
+    space.fit(chunks, {"hand": hand})
+    inside = space.encode(chunks, {"hand": hand})
+    assert inside[..., :3].abs().max() == pytest.approx(1)
+    torch.testing.assert_close(space.decode(inside, {"hand": hand}), chunks, rtol=0, atol=1e-4)
+    # Everything a metre to the side, and an older observation that does not count.
+    there, moved = chunks.clone(), hand + torch.tensor([1.0, 0, 0])
+    there[..., 0] += 1
+    moved[:, 0] = 7
+    torch.testing.assert_close(space.encode(there, {"hand": moved}), inside, rtol=0, atol=1e-5)
+    # Several chunks of each observation, as positives and samples are.
+    several = chunks[:, None].expand(-1, 3, -1, -1)
+    torch.testing.assert_close(space.encode(several, {"hand": hand}), inside[:, None].expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"absolute_actions": True, "action_dim": 7}, r"policy\.relative=true needs task\.present"),
+        ({"action_dim": 7, "present": {"hand": [0]}}, r"needs task\.absolute_actions=true: displacements"),
+    ],
+)
+def test_what_cannot_be_relative_is_refused(facts, message):
+    with pytest.raises(ConfigError, match=message):
+        ActionSpace(small_task(**facts), relative=True)
+
+
+@pytest.mark.parametrize("present", [{"eye": [0]}, {"hand": [2]}, {"hand": [0, 1], "object": [0]}])
+def test_a_present_place_must_be_observed_and_fit_the_action(present):
+    with pytest.raises(ValueError, match=r"task\.present"):
+        small_task(action_dim=2, present=present)
+
+
+def test_relative_actions_need_what_was_observed():
+    space = ActionSpace(small_task(simulator="push_t", present={"hand": [0, 1]}), relative=True)
+    with pytest.raises(ValueError, match="observations must be given"):
+        space.encode(torch.zeros(3, 8, 2))
 
 
 def test_actions_of_another_width_are_refused():

@@ -103,6 +103,25 @@ def test_absolute_poses_are_seven_numbers_outside():
 
 
 @pytest.mark.parametrize("make", [drifting, diffusion])
+def test_relative_actions_move_with_the_hand(make, tmp_path):
+    """A policy that sees no difference acts the same from where the hand is; trained, played and read back."""
+    task = small_task(simulator="push_t", present={"hand": [0, 1]})
+    policy = make(task, relative=True)
+    seen = observation(50)
+    policy.fit_normalizers(seen, 30 * torch.randn(50, 8, 2))
+    policy.observations.normalizer.half_range.fill_(1e9)
+    acted = policy.eval().act(observation(), torch.Generator().manual_seed(0))
+    there = observation()
+    there["hand"] = there["hand"] + torch.tensor([5.0, -3.0])
+    moved = policy.act(there, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(moved, acted + torch.tensor([5.0, -3.0]), rtol=0, atol=1e-4)
+    assert policy.loss(Batch()).isfinite()
+    policy.save_pretrained(tmp_path)
+    loaded = type(policy).from_pretrained(tmp_path)
+    assert torch.equal(loaded.act(there, torch.Generator().manual_seed(0)), moved)
+
+
+@pytest.mark.parametrize("make", [drifting, diffusion])
 @pytest.mark.parametrize("net", NETS)
 def test_a_saved_policy_acts_the_same(make, net, tmp_path):
     policy = make(net=net)

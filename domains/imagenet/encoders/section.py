@@ -89,6 +89,7 @@ class EncoderSection:
     maps: list[str] = field(default_factory=list)  # encoder maps by name; empty: those of the released code
     patch_sizes: list[int] = field(default_factory=lambda: [2, 4])
     input_norm: bool = True
+    pixel_patches: list[int] = field(default_factory=list)  # sides of patches that `pixels` also compares
     dtype: str = "float32"
     recompute: bool = False
     decode_chunk: int | None = None
@@ -109,6 +110,10 @@ class EncoderSection:
             given = name not in others or getattr(self, name).path != ""
             require(given, f"encoder.{name}.path", "a file, a folder or a Hub repository of its weights", "")
         require(self.dtype in DTYPES, "encoder.dtype", f"one of {', '.join(DTYPES)}", self.dtype)
+        unused = not self.pixel_patches or "pixels" in others
+        require(
+            unused, "encoder.pixel_patches", "empty where encoder.kind and .also have no pixels", self.pixel_patches
+        )
         chunk = self.decode_chunk is None or self.decode_chunk >= 1
         require(chunk, "encoder.decode_chunk", "at least 1, or null for all", self.decode_chunk)
 
@@ -165,7 +170,7 @@ def build_encoder(
 
 def _build(kind: str, section: EncoderSection, shape: tuple[int, int, int], tokenizer: Tokenizer | None) -> nn.Module:
     if kind == "pixels":
-        return PixelFeatures()
+        return _pixels(section.pixel_patches, shape)
     options = {"dtype": DTYPES[section.dtype], "checkpoint": section.recompute}
     if kind == "mae":
         return _mae(section, shape, options)
@@ -185,6 +190,15 @@ def _build(kind: str, section: EncoderSection, shape: tuple[int, int, int], toke
     if not latent:
         return encoder
     return DecodedFeatures(tokenizer, encoder, chunk=section.decode_chunk, checkpoint=section.recompute)
+
+
+def _pixels(patches: list[int], shape: tuple[int, int, int]) -> PixelFeatures:
+    try:
+        encoder = PixelFeatures(patches)
+        encoder(torch.zeros(1, *shape, device="meta"))
+    except ValueError as error:
+        raise ConfigError(f"encoder.pixel_patches: {error}") from error
+    return encoder
 
 
 def _mae(section: EncoderSection, shape: tuple[int, int, int], options: dict[str, Any]) -> MaeFeatures:

@@ -60,7 +60,7 @@ def scripted_demonstrations(task: TaskConfig, config: DemosConfig, *, progress: 
 def demonstrations_path(task: TaskConfig, config: DemosConfig) -> Path:
     """<cache>/<task>-<hash of everything that determines the demonstrations>.hdf5."""
     facts = asdict(task)
-    del facts["demo_noise"], facts["stages"]
+    del facts["demo_noise"], facts["stages"], facts["present"]
     made: dict[str, Any] = {"revision": revision(task), "episodes": config.episodes, "seed": config.seed}
     made["noise"] = demonstration_noise(task, config)
     text = json.dumps({"task": facts, "demos": made}, sort_keys=True)
