@@ -22,8 +22,9 @@ class TaskConfig:
     are named. `absolute_actions`: poses in the world frame instead of displacements (robosuite), places on the table
     instead of displacements (block_push); push_t and kitchen have one kind of action and leave it false. `stages`: how
     many the score counts, 1 if the task succeeds or fails as a whole. `demo_noise`: standard deviation of the noise
-    executed while demonstrations are made, in half ranges of the actions; the labels stay clean. `present`: the observed
-    numbers, by key and index, that the first numbers of an absolute action are goals of; see `policy.relative`.
+    executed while demonstrations are made, in half ranges of the actions; the labels stay clean. `present`: the
+    observed numbers, by key and index, that the first numbers of an absolute action are goals of; see
+    `policy.relative`.
     """
 
     name: str = MISSING

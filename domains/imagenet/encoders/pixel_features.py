@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class PixelFeatures(nn.Module):
     """The flattened sample, and its patches if asked for.
 
-    A whole image has many dimensions, in which a kernel sees little but blurred means; patches have few, and what stands
-    in them is sharp. The image as a whole keeps them together.
+    A whole image has many dimensions, in which a kernel sees little but blurred means; patches have few, and what
+    stands in them is sharp. The image as a whole keeps them together.
 
     Args:
         patches: sides p of square patches without overlap; each place in the image is a problem of its own.
