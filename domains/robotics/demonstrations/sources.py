@@ -86,8 +86,14 @@ def _same_environment(task: TaskConfig, env_args: Mapping[str, Any] | None, path
     """Refuse a file of another environment or kind of action; one that names no environment is taken as it is."""
     if env_args is None:
         return
+    if task.simulator == "block_push":
+        absolute = bool(env_args.get("env_kwargs", {}).get(ABSOLUTE))
+        if absolute != task.absolute_actions:
+            raise DemonstrationError(
+                f"{path}: the file has task.absolute_actions={absolute}, the task task.absolute_actions="
+                f"{task.absolute_actions}: choose the other"
+            )
     if task.simulator != "robosuite":
-        _same_gymnasium(task, env_args, path)
         return
     try:
         check_env_args(task, env_args, source=str(path))
@@ -98,19 +104,6 @@ def _same_environment(task: TaskConfig, env_args: Mapping[str, Any] | None, path
             if "absolute_actions" in str(error)
             else str(error)
         ) from error
-
-
-def _same_gymnasium(task: TaskConfig, env_args: Mapping[str, Any], path: Path) -> None:
-    absolute = bool(env_args.get("env_kwargs", {}).get(ABSOLUTE))
-    facts = {
-        "task.environment": (task.environment, env_args.get("env_name")),
-        "task.absolute_actions": (task.absolute_actions, absolute),
-    }
-    for key, (expected, found) in facts.items():
-        if expected != found:
-            raise DemonstrationError(
-                f"{path}: the file has {key}={found}, the task {key}={expected}: choose the other task"
-            )
 
 
 def _files(path: Path) -> Sequence[Path]:
