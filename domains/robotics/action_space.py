@@ -26,7 +26,7 @@ class ActionSpace(nn.Module):
     same error of the network is a smaller one of the hand.
 
     Raises:
-        ConfigError: `relative` without absolute actions, or for a task that does not say where the hand is.
+        ConfigError: `relative` without absolute actions, or for a task that does not say or see where the hand is.
         ValueError: absolute poses of another width than 7 per arm.
     """
 
@@ -41,7 +41,7 @@ class ActionSpace(nn.Module):
             raise ConfigError(
                 "policy.relative=true needs task.absolute_actions=true: displacements are relative already"
             )
-        self.present = dict(task.present) if relative else {}
+        self.present = _present(task) if relative else {}
         arms = task.action_dim // POSE if self.rotates else 0
         self.plain_dim = task.action_dim
         self.dim = arms * LONG_POSE if self.rotates else task.action_dim
@@ -82,3 +82,18 @@ class ActionSpace(nn.Module):
         place = actions.new_zeros(len(actions), self.plain_dim)
         place[:, : now.shape[-1]] = now
         return actions + sign * place.unflatten(0, (-1, *[1] * (actions.ndim - 2)))
+
+
+def _present(task: TaskConfig) -> dict[str, list[int]]:
+    """`task.present`, checked here: a task that is not relative may leave out the observation that it names."""
+    for key, indices in task.present.items():
+        inside = key in task.observations and all(0 <= index < task.observations[key] for index in indices)
+        if not inside:
+            raise ConfigError(
+                f"task.present.{key} must be indices into one of task.observations, {dict(task.observations)}, "
+                f"got {indices}"
+            )
+    count = sum(map(len, task.present.values()))
+    if count > task.action_dim:
+        raise ConfigError(f"task.present must be at most task.action_dim = {task.action_dim} numbers, got {count}")
+    return dict(task.present)

@@ -52,12 +52,6 @@ class TaskConfig:
             require(getattr(self, name) >= 1, f"task.{name}", "at least 1", getattr(self, name))
         require(0 <= self.demo_noise < float("inf"), "task.demo_noise", "at least 0 and finite", self.demo_noise)
 
-        for key, indices in self.present.items():
-            inside = key in self.observations and all(0 <= index < self.observations[key] for index in indices)
-            require(inside, f"task.present.{key}", "indices into one of task.observations", indices)
-        count = sum(map(len, self.present.values()))
-        require(count <= self.action_dim, "task.present", f"at most task.action_dim = {self.action_dim} numbers", count)
-
     @property
     def observation_dim(self) -> int:
         """Numbers in one step's low-dimensional observations, O."""

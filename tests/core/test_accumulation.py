@@ -1,5 +1,7 @@
 """A batch in parts: loss, statistics and gradient of the batch in one piece."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -44,9 +46,10 @@ def arguments(net: nn.Module, given: dict[str, torch.Tensor], rows: slice) -> di
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("with_features", [False, True])
 @pytest.mark.parametrize("width", [6, 400], ids=["small", "wide"])
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-14), (torch.float32, 5e-6)], ids=["double", "single"])
-def test_parts_give_the_gradient_of_one_piece(name, with_features, width, dtype, error):
-    """In single precision the network's own products round differently, which temperature 0.02 magnifies."""
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
+def test_parts_give_the_gradient_of_one_piece(name, with_features, width, dtype):
+    """In single precision the network's own products round differently, which temperature 0.02 magnifies: there the
+    parts are as near to the gradient in double precision as the one piece is, on whatever machine."""
     torch.manual_seed(1)
     net, given = nn.Linear(width, width, dtype=dtype), batch(width, dtype)
     if name != "transport":
@@ -54,14 +57,19 @@ def test_parts_give_the_gradient_of_one_piece(name, with_features, width, dtype,
     loss = DriftLoss(**LOSSES[name])
     if with_features:
         loss = FeatureDriftLoss(TwoFeatures(), loss, budget=1)  # a feature at a time
+
+    exact = copy.deepcopy(net).double()
+    loss(**arguments(exact, {key: block.double() for key, block in given.items()}, slice(0, 6))).backward()
     whole = loss(**arguments(net, given, slice(0, 6)))
     whole.backward()
-    expected = [parameter.grad.clone() for parameter in net.parameters()]
+    in_one_piece = [parameter.grad.clone() for parameter in net.parameters()]
     net.zero_grad()
     value = backward_in_parts(loss, [lambda rows=rows: arguments(net, given, rows) for rows in SLICES])
-    torch.testing.assert_close(value, whole.detach(), rtol=error, atol=0)
-    for parameter, gradient in zip(net.parameters(), expected, strict=True):
-        assert (parameter.grad - gradient).norm() <= error * gradient.norm()
+
+    torch.testing.assert_close(value, whole.detach(), rtol=40 * torch.finfo(dtype).eps, atol=0)
+    for parameter, gradient, right in zip(net.parameters(), in_one_piece, exact.parameters(), strict=True):
+        rounding = (gradient.double() - right.grad).norm()
+        assert (parameter.grad.double() - right.grad).norm() <= 2 * rounding + 1e-14 * right.grad.norm()
 
 
 def test_statistics_of_a_part_alone_are_another_objective():

@@ -137,8 +137,10 @@ def test_what_cannot_be_relative_is_refused(facts, message):
 
 @pytest.mark.parametrize("present", [{"eye": [0]}, {"hand": [2]}, {"hand": [0, 1], "object": [0]}])
 def test_a_present_place_must_be_observed_and_fit_the_action(present):
-    with pytest.raises(ValueError, match=r"task\.present"):
-        small_task(action_dim=2, present=present)
+    task = small_task(simulator="push_t", action_dim=2, present=present)
+    ActionSpace(task)  # not relative: what is not used need not be there
+    with pytest.raises(ConfigError, match=r"task\.present"):
+        ActionSpace(task, relative=True)
 
 
 def test_relative_actions_need_what_was_observed():
