@@ -35,12 +35,6 @@ class ActionSpace(nn.Module):
         self.rotates = task.absolute_actions and task.simulator == "robosuite"
         if self.rotates and task.action_dim % POSE:
             raise ValueError(f"task.action_dim must be a multiple of {POSE} for absolute poses, got {task.action_dim}")
-        if relative and not task.present:
-            raise ConfigError(f"policy.relative=true needs task.present, which task {task.name} does not have")
-        if relative and task.simulator in BOTH_KINDS and not task.absolute_actions:
-            raise ConfigError(
-                "policy.relative=true needs task.absolute_actions=true: displacements are relative already"
-            )
         self.present = _present(task) if relative else {}
         arms = task.action_dim // POSE if self.rotates else 0
         self.plain_dim = task.action_dim
@@ -50,13 +44,13 @@ class ActionSpace(nn.Module):
 
     def fit(self, actions: Tensor, observations: Mapping[str, Tensor] | None = None) -> None:
         """Take the bounds of the demonstrations' actions [..., E]; relative ones [B, H, E], with what was observed."""
-        self.normalizer.fit(self._lengthen(self._moved(actions, observations, -1)))
+        self.normalizer.fit(self._lengthen(actions - self._origin(actions, observations)))
 
     def encode(self, actions: Tensor, observations: Mapping[str, Tensor] | None = None) -> Tensor:
         """[B, ..., E] -> [B, ..., A]. `observations` {key: [B, To, ...]}: needed where actions are relative."""
         if actions.shape[-1] != self.plain_dim:
             raise ValueError(f"actions must be [..., {self.plain_dim}], got {tuple(actions.shape)}")
-        return self.normalizer(self._lengthen(self._moved(actions, observations, -1)))
+        return self.normalizer(self._lengthen(actions - self._origin(actions, observations)))
 
     def decode(self, actions: Tensor, observations: Mapping[str, Tensor] | None = None) -> Tensor:
         """[B, ..., A] -> [B, ..., E]; six numbers that are no rotation give the nearest one by Gram-Schmidt."""
@@ -64,7 +58,7 @@ class ActionSpace(nn.Module):
         if self.rotates:
             position, rotation, gripper = plain.unflatten(-1, (-1, LONG_POSE)).split([3, 6, 1], dim=-1)
             plain = torch.cat([position, six_d_to_axis_angle(rotation), gripper], dim=-1).flatten(-2)
-        return self._moved(plain, observations, 1)
+        return plain + self._origin(plain, observations)
 
     def _lengthen(self, actions: Tensor) -> Tensor:
         if not self.rotates:
@@ -72,20 +66,24 @@ class ActionSpace(nn.Module):
         position, rotation, gripper = actions.unflatten(-1, (-1, POSE)).split([3, 3, 1], dim=-1)
         return torch.cat([position, axis_angle_to_six_d(rotation), gripper], dim=-1).flatten(-2)
 
-    def _moved(self, actions: Tensor, observations: Mapping[str, Tensor] | None, sign: int) -> Tensor:
-        """The first numbers of each action plus `sign` times the present place; unchanged where not relative."""
+    def _origin(self, actions: Tensor, observations: Mapping[str, Tensor] | None) -> Tensor | float:
+        """What the numbers of `actions` [B, ..., E] are counted from, to be broadcast; 0 if they are not relative."""
         if not self.present:
-            return actions
+            return 0.0
         if observations is None:
             raise ValueError("observations must be given with relative actions")
         now = torch.cat([observations[key][:, -1, indices] for key, indices in self.present.items()], dim=-1)
-        place = actions.new_zeros(len(actions), self.plain_dim)
-        place[:, : now.shape[-1]] = now
-        return actions + sign * place.unflatten(0, (-1, *[1] * (actions.ndim - 2)))
+        origin = actions.new_zeros(len(actions), self.plain_dim)
+        origin[:, : now.shape[-1]] = now
+        return origin.unflatten(0, (-1, *[1] * (actions.ndim - 2)))
 
 
 def _present(task: TaskConfig) -> dict[str, list[int]]:
     """`task.present`, checked here: a task that is not relative may leave out the observation that it names."""
+    if not task.present:
+        raise ConfigError(f"policy.relative=true needs task.present, which task {task.name} does not have")
+    if task.simulator in BOTH_KINDS and not task.absolute_actions:
+        raise ConfigError("policy.relative=true needs task.absolute_actions=true: displacements are relative already")
     for key, indices in task.present.items():
         inside = key in task.observations and all(0 <= index < task.observations[key] for index in indices)
         if not inside:

@@ -57,6 +57,5 @@ def held_out_figures(policy: ChunkPolicy, windows: Windows, config: HeldOutConfi
     """`chunk_figures` of a policy on held-out windows, by name "held_out/<figure>"; the same noise for one seed."""
     generator = torch.Generator().manual_seed(seed)
     samples = policy.sample(windows.observations, config.samples, generator, normalized=True)
-    seen = {key: windows.observations[key].to(policy.device) for key in policy.task.observations}
-    expert = policy.actions.encode(windows.actions.to(policy.device), seen)
+    expert = policy.actions.encode(windows.actions.to(policy.device), windows.observations)
     return {f"held_out/{name}": value for name, value in chunk_figures(samples, expert).items()}

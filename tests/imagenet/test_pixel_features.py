@@ -11,9 +11,8 @@ def test_patches_hold_the_pixels_of_their_place():
     samples = torch.arange(2 * 3 * 4 * 6, dtype=torch.float32).reshape(2, 3, 4, 6)
     features = PixelFeatures([2])(samples)
     assert {key: tuple(value.shape) for key, value in features.items()} == {"global": (2, 1, 72), "patch_2": (2, 6, 12)}
-    torch.testing.assert_close(
-        features["patch_2"][1, 4], samples[1, :, 2:4, 2:4].flatten()
-    )  # second row, second column
+    second_row_second_column = samples[1, :, 2:4, 2:4].flatten()
+    torch.testing.assert_close(features["patch_2"][1, 4], second_row_second_column)
     assert PixelFeatures()(samples).keys() == {"global"}
 
 

@@ -66,9 +66,7 @@ class BlockPush(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Displacements beyond the action space are cut to it, places beyond the workspace too."""
-        action = checked_action(action, self.action_space)
-        displacement = np.clip(action - self.stick_target if self._task.absolute_actions else action, -REACH, REACH)
-        self.stick_target = np.clip(self.stick_target + displacement, *WORKSPACE)
+        self.stick_target = self._sent_to(action)
         self.scene.move_effector(self.stick_target, self._substeps)
         self._steps += 1
         self._stages = max(self._stages, self._stages_now())
@@ -84,9 +82,7 @@ class BlockPush(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         """Where a displacement `action` [2] would send the stick to from here, [2]."""
         if self._task.absolute_actions:
             raise ValueError("absolute_action converts displacements, this environment's actions are places already")
-        displacement = np.clip(checked_action(action, self.action_space), -REACH, REACH)
-        place: np.ndarray = np.clip(self.stick_target + displacement, *WORKSPACE)
-        return place
+        return self._sent_to(action)
 
     def render(self) -> np.ndarray:
         """The table from above its far side."""
@@ -97,6 +93,12 @@ class BlockPush(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def close(self) -> None:
         """End the simulation."""
         self.scene.close()
+
+    def _sent_to(self, action: np.ndarray) -> np.ndarray:
+        action = checked_action(action, self.action_space)
+        displacement = np.clip(action - self.stick_target if self._task.absolute_actions else action, -REACH, REACH)
+        place: np.ndarray = np.clip(self.stick_target + displacement, *WORKSPACE)
+        return place
 
     def _draw_poses(self) -> tuple[np.ndarray, np.ndarray]:
         draw = self.np_random
