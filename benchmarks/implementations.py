@@ -43,14 +43,23 @@ def transcription(problem: Problem) -> Evaluation:
     return Evaluation(lambda: torch.autograd.grad(official_loss(gen, *problem[1:]), gen)[0], lambda gradient: gradient)
 
 
+def compiled_transcription(problem: Problem) -> Evaluation:
+    """The official formula in PyTorch, compiled for this shape."""
+    torch.compiler.reset()
+    compiled = torch.compile(official_loss, dynamic=False)
+    gen = problem.gen.clone().requires_grad_()
+    return Evaluation(lambda: torch.autograd.grad(compiled(gen, *problem[1:]), gen)[0], lambda gradient: gradient)
+
+
 def jax_formula(problem: Problem) -> Evaluation:
-    """The official formula in JAX, compiled for this shape; `value_and_grad`, waited for."""
+    """The official formula in JAX, compiled for this shape; `value_and_grad`, waited for. Products in full float32."""
     import jax
     import jax.numpy as jnp
 
     from benchmarks.official_jax import official_loss as official_jax_loss
 
-    arrays = [None if block is None else jnp.asarray(block.numpy()) for block in problem]
+    jax.config.update("jax_default_matmul_precision", "highest")  # a GPU's default is TF32
+    arrays = [None if block is None else jnp.asarray(block.cpu().numpy()) for block in problem]
     compiled = jax.jit(jax.value_and_grad(official_jax_loss)).lower(*arrays).compile()
     plan = compiled.memory_analysis()
     return Evaluation(
@@ -104,6 +113,14 @@ IMPLEMENTATIONS: dict[str, Callable[[Problem], Evaluation]] = {
     "transcription": transcription,
     "jax": jax_formula,
     "drift-models": drift_models,
+}
+
+# A GPU's: compilation takes some ten seconds for each shape, and pays there; PyPI's package gains nothing from either.
+ON_GPU = {
+    "ours": ours,
+    "transcription": transcription,
+    "transcription, compiled": compiled_transcription,
+    "jax": jax_formula,
 }
 
 

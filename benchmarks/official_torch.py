@@ -36,7 +36,7 @@ def official_loss(
         scale = (distance * weight).mean() / weight.mean()
         unit = (scale / width**0.5).clamp(min=1e-3)
         scaled_gen, scaled_targets = gen / unit, targets / unit
-        own = F.pad(100 * torch.eye(num_gen, dtype=gen.dtype), (0, targets.shape[1] - num_gen))
+        own = F.pad(100 * torch.eye(num_gen, dtype=gen.dtype, device=gen.device), (0, targets.shape[1] - num_gen))
         distance = distance / scale.clamp(min=1e-3) + own
 
         drift = torch.zeros_like(gen)

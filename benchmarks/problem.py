@@ -39,6 +39,10 @@ class Problem(NamedTuple):
     neg: Tensor | None  # [B, N, D]; None for N = 0
     neg_weight: Tensor | None  # [B, N]
 
+    def to(self, device: str) -> "Problem":
+        """The same on another device."""
+        return Problem(*(None if block is None else block.to(device) for block in self))
+
 
 def draw(shape: Shape, seed: int = 0) -> Problem:
     """Standard normal samples, float32; the positives shifted by 0.3 in every coordinate."""

@@ -131,20 +131,16 @@ class State:
 
 @cache
 def state(recipe: Recipe, bf16_encoder: bool) -> State:
-    """Of one process that shares nothing; made on the meta device by the optimiser itself."""
+    """Of one process that shares nothing; made on the meta device."""
     with _counted() as total:
         generator = build_generator(recipe)
         averages = [copy.deepcopy(generator) for _ in range(recipe.averages)]
         encoder = build_encoder(recipe, dtype=torch.bfloat16 if bf16_encoder else None)
-        optimizer = torch.optim.AdamW(generator.parameters(), foreach=False)
-        for parameter in generator.parameters():
-            parameter.grad = torch.empty_like(parameter)
-        optimizer.step()
-        moments = [v for kept in optimizer.state.values() for v in kept.values() if v.ndim]
+        weights = total(generator.parameters())
         return State(
-            weights=total(generator.parameters()),
-            gradients=total(parameter.grad for parameter in generator.parameters()),
-            optimizer=total(moments),
+            weights=weights,
+            gradients=weights,
+            optimizer=2 * weights,  # AdamW: two moments of each
             averages=sum(total(average.parameters()) for average in averages),
             encoder=total([*encoder.parameters(), *encoder.buffers()]),
         )

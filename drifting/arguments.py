@@ -3,7 +3,7 @@
 Shapes: B problems, G generated, G' of a second batch, P positives, N extra negatives, D features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,8 +31,8 @@ class DriftInputs:
     neg_weight: Tensor | None = None  # [B, N] or [B]
     self_ref: Tensor | None = None  # [B, G', D]
 
-    def problems(self) -> Problems:
-        """Check every argument and fill in weights."""
+    def problems(self, known: dict[object, Columns] | None = None) -> Problems:
+        """Check every argument and fill in weights; what they are is looked up in `known`, and left there."""
         gen, pos, neg, self_ref = self.gen, self.pos, self.neg, self.self_ref
         self._refuse_transforms()
         _check_gen(gen, self_ref)
@@ -53,11 +53,13 @@ class DriftInputs:
             "neg_weight": (self.neg_weight, neg),
             "pos_weight": (self.pos_weight, pos),
         }
-        return Problems(
-            gen=gen.detach(),
-            blocks=tuple(block.detach() for block in (own, neg, pos) if block is not None),
-            columns=_columns(named, gen, self_is_gen=self_ref is None),
-        )
+        blocks = tuple(block.detach() for block in (own, neg, pos) if block is not None)
+        known = {} if known is None else known
+        shapes = (gen.shape[:2], *(block.shape[1] for block in blocks), neg is None, self_ref is None)
+        key = (shapes, gen.dtype, gen.device, id(self.gen_weight), id(self.neg_weight), id(self.pos_weight))
+        if key not in known:
+            known[key] = _columns(named, gen, self_is_gen=self_ref is None)
+        return Problems(gen=gen.detach(), blocks=blocks, columns=known[key])
 
     def _refuse_transforms(self) -> None:
         for name in self.__dataclass_fields__:
@@ -84,6 +86,12 @@ class DriftInputs:
             if block is not None and (bad := (~block.isfinite()).flatten(1).any(1)).any():
                 found.append(f"{name} in problems {bad.nonzero()[:5, 0].tolist()}")
         return ", ".join(found) or "no sample, but distances overflow: scale the samples down"
+
+
+def all_problems(inputs: Sequence[DriftInputs]) -> list[Problems]:
+    """Of several sets: weights that they share are checked and laid out once."""
+    known: dict[object, Columns] = {}
+    return [given.problems(known) for given in inputs]
 
 
 def _columns(named: Mapping[str, tuple[Tensor | None, Tensor | None]], gen: Tensor, *, self_is_gen: bool) -> Columns:

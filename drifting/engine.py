@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from drifting.fields import Field
+from drifting.fused.fits import fits
 from drifting.problems import Problems
 from drifting.scales import global_mean
-from drifting.walks import Drift, GroupWalk, Normalization
+from drifting.walks import Drift, GroupWalk, Normalization, PlainWalk
 
 
 @contextmanager
@@ -77,11 +78,20 @@ class _FullProducts:
 _precision = _FullProducts()
 
 
+def walk_over(sets: Sequence[Problems], field: Field, num_temperatures: int, normalization: Normalization) -> GroupWalk:
+    """How sets of one signature are processed under `field`, at T temperatures."""
+    if not fits(sets[0], field, normalization):
+        return PlainWalk(sets, num_temperatures, normalization)
+    from drifting.fused.walk import FusedWalk
+
+    return FusedWalk(sets, num_temperatures, normalization)
+
+
 @torch.no_grad()
 def raw_drift(problems: Problems, field: Field, temperature: float | Tensor) -> Tensor:
     """Drift [B, G, D] at one temperature, nothing normalised; `temperature` in the samples' unit."""
     with full_precision(problems.gen.device):
-        walk = GroupWalk([problems], 1, Normalization(features=False, drift=False))
+        walk = walk_over([problems], field, 1, Normalization(features=False, drift=False))
         total, mass = walk.distances()
         walk.set_scale(total / mass)
         square, count = walk.couplings(field, [temperature], with_contact=False)
@@ -115,7 +125,7 @@ def compute_drifts(
     order = [k for indices in members for k in indices]
     counts = [len(indices) for indices in members]
     with full_precision(sets[0].gen.device):
-        walks = [GroupWalk([sets[k] for k in indices], len(temperatures), normalization) for indices in members]
+        walks = [walk_over([sets[k] for k in indices], field, len(temperatures), normalization) for indices in members]
         totals = [walk.distances() for walk in walks]
         scales = global_mean(totals, normalization.group)[:, 0] if statistics is None else statistics.scale[order]
         for walk, scale in zip(walks, scales.split_with_sizes(counts), strict=True):
@@ -142,11 +152,11 @@ def batch_statistics(
     """
 
     def distances(lot: Sequence[Problems], first: int) -> list[tuple[Tensor, Tensor]]:
-        return _by_set(lot, lambda sets, order: GroupWalk(sets, 0, normalization).distances())
+        return _by_set(lot, lambda sets, order: walk_over(sets, field, 0, normalization).distances())
 
     def squares(lot: Sequence[Problems], first: int) -> list[tuple[Tensor, Tensor]]:
         def walk_on(sets: Sequence[Problems], order: list[int]) -> tuple[Tensor, Tensor]:
-            walk = GroupWalk(sets, len(temperatures), normalization)
+            walk = walk_over(sets, field, len(temperatures), normalization)
             walk.distances()
             walk.set_scale(scale[[first + k for k in order]])
             return walk.couplings(field, temperatures, with_contact=False)

@@ -186,9 +186,12 @@ class FeatureDriftLoss(nn.Module):
                 different = sorted(given.keys() ^ gen_features.keys())
                 raise ValueError(f"{name} must have the encoder's features; only one of the two has {different}")
         inputs = {}
+        weights: dict[int, Tensor | None] = {}  # one for all features of so many locations
         for key, features in gen_features.items():
             locations = features.shape[0] // gen.shape[0]
-            weight = None if neg_weight is None else neg_weight.repeat_interleave(locations, dim=0)
+            if locations not in weights:
+                weights[locations] = None if neg_weight is None else neg_weight.repeat_interleave(locations, dim=0)
+            weight = weights[locations]
             own = {name: blocks[key] for name, blocks in encoded.items()}
             inputs[key] = DriftInputs(features, neg_weight=weight, **own)
         return inputs

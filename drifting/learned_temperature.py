@@ -17,7 +17,7 @@ from drifting.arguments import DriftInputs
 from drifting.engine import full_precision
 from drifting.fields import Columns
 from drifting.scales import global_mean, global_sum
-from drifting.walks import GroupWalk, Normalization
+from drifting.walks import Normalization, PlainWalk
 
 
 class LearnedTemperature(nn.Module):
@@ -63,7 +63,7 @@ class LearnedTemperature(nn.Module):
 
     def _value_and_slope(self, inputs: DriftInputs, normalization: Normalization) -> tuple[Tensor, Tensor]:
         """L_tau and its derivative in log tau, [] and []."""
-        walk = GroupWalk([inputs.problems()], 0, normalization)
+        walk = PlainWalk([inputs.problems()], 0, normalization)
         walk.set_scale(global_mean([walk.distances()], normalization.group)[:, 0])
         best = [
             best_sample(walk.normalized_distance(rows), walk.group.columns(rows), self().to(walk.group.dtype))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from drifting.arguments import DriftInputs
+from drifting.arguments import DriftInputs, all_problems
 from drifting.compilation import outside_graph
 from drifting.diagnostics import DriftDiagnostics, diagnose
 from drifting.engine import BatchStatistics, FrozenTargetLoss, batch_statistics, compute_drifts, raw_drift
@@ -162,7 +162,7 @@ class DriftLoss(nn.Module):
         are a part of a larger batch take the `statistics` of that batch; see `joint_statistics`.
         """
         whole = self._whole(inputs)
-        problems = [given.problems() for given in whole]
+        problems = all_problems(whole)
         drifts = self._own(self._drifts(whole, problems, with_contact=False, statistics=statistics))
         return [
             _frozen_target_loss(given.gen, drift, drift_is_ours=True)
@@ -173,7 +173,7 @@ class DriftLoss(nn.Module):
     def joint_terms(self, inputs: Sequence[DriftInputs], statistics: BatchStatistics | None = None) -> list[DriftTerms]:
         """Terms of K sets of problems; see `joint_losses`."""
         whole = self._whole(inputs)
-        problems = [given.problems() for given in whole]
+        problems = all_problems(whole)
         drifts = self._own(self._drifts(whole, problems, with_contact=True, statistics=statistics))
         return [
             DriftTerms(
@@ -195,7 +195,7 @@ class DriftLoss(nn.Module):
 
         def problems() -> Iterator[Iterator[list[Problems]]]:
             for part in parts():
-                yield ([given.problems() for given in self._whole(lot)] for lot in part)
+                yield (all_problems(self._whole(lot)) for lot in part)
 
         return batch_statistics(problems, self.field, self._values(), self.normalization)
 

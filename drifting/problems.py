@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from drifting.constants import constant, set_of_each_problem
 from drifting.fields import Columns
 from drifting.native import kernels as native
 
@@ -124,10 +125,16 @@ class ProblemGroup:
             return values.sum(0, keepdim=True)
         return torch.stack([part.sum(0) for part in values.split_with_sizes(self.sizes)])
 
+    def counts(self, factor: int) -> Tensor:
+        """Problems of each set times `factor`, [K]; not to be written to."""
+        return constant(tuple(size * factor for size in self.sizes), self.dtype, self.device)
+
     def spread_over_problems(self, values: Tensor) -> Tensor:
         """Values of sets [K, *] -> of their problems [B, *]."""
         if len(self.sizes) == 1:
             return values.expand(len(self), *values.shape[1:])
+        if self.device.type == "cuda":  # one kernel however many sets there are
+            return values[set_of_each_problem(tuple(self.sizes), self.device)]
         return torch.cat([value.expand(size, *value.shape) for value, size in zip(values, self.sizes, strict=True)])
 
     def row_slices(self) -> list[slice]:

@@ -52,6 +52,9 @@ def global_mean(parts: Sequence[tuple[Tensor, Tensor]], group: ProcessGroup | No
     Returns:
         [sum of all K, T], T = 1 for sums [K]; 0 where there is no mass.
     """
+    if len(parts) == 1 and num_ranks(group) == 1:
+        ((total, mass),) = parts
+        return total.view(len(total), -1) / mass.view(-1, 1).clamp(min=torch.finfo(total.dtype).tiny)
     reduced = torch.cat([torch.cat([x.view(len(x), -1) for x in part], dim=1) for part in parts])  # [K, T + 1]
     sums, mass = global_sum(reduced, group).split_with_sizes((reduced.shape[1] - 1, 1), dim=1)
     return sums / mass.clamp(min=torch.finfo(reduced.dtype).tiny)

@@ -122,16 +122,19 @@ class MeanShift:
             return None
         return [self._coupling_of_native(each, distance, with_contact) for each in found]
 
-    def _is_native(self, distance: Tensor, columns: Columns) -> bool:
-        """Whether this is the default rule on the CPU, for which there are C functions."""
-        default_rule = (
+    def is_default_rule(self, columns: Columns) -> bool:
+        """Whether kernel, affinity and weights are the released code's; floor, mask and factors may be any."""
+        return (
             self.kernel is laplacian
             and self.affinity is two_sided_affinity
             and not self.separate_blocks
             and not self.bias_correction
             and not (columns.is_weighted and self._weights_kernel)
         )
-        return default_rule and distance.is_contiguous() and native.usable(distance, columns.weight)
+
+    def _is_native(self, distance: Tensor, columns: Columns) -> bool:
+        """Whether there are C functions for it: the default rule on the CPU."""
+        return self.is_default_rule(columns) and distance.is_contiguous() and native.usable(distance, columns.weight)
 
     def _native_settings(self, columns: Columns) -> dict[str, Any]:
         return {

@@ -184,7 +184,15 @@ def tokenizer():
 
 
 def encode(folder, out, **changes) -> None:
-    settings = {"folder": str(folder), "out": str(out), "size": 32, "batch": 2, "chunk": 4, "workers": 1}
+    settings = {
+        "folder": str(folder),
+        "out": str(out),
+        "size": 32,
+        "batch": 2,
+        "chunk": 4,
+        "workers": 1,
+        "device": "cpu",
+    }
     section = TokenizerSection(kind="small_kl", path=".")
     encode_latents.main.__wrapped__(EncodeLatentsConfig(**settings | {"tokenizer": section} | changes))
 

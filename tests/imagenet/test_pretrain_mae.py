@@ -32,7 +32,7 @@ from drifting.training.run_dir import open_run
 def config(root, data, **changes) -> MaeTrainingConfig:
     mae = {"channels": 3, "base_channels": 8, "blocks": [1, 1], "space_to_depth": 2, "max_groups": 2, "num_classes": 2}
     settings = {
-        "run": {"name": "mae", "steps": 4, "root": str(root)},
+        "run": {"name": "mae", "steps": 4, "root": str(root), "device": "cpu"},
         "data": data,
         "mae": mae | changes.pop("mae", {}),
         "optim": {"lr": 1e-3},

@@ -28,7 +28,7 @@ def data(tmp_path):
 
 def config(root, data, **changes) -> TokenizerTrainingConfig:
     settings = {
-        "run": {"name": "small", "steps": 4, "root": str(root)},
+        "run": {"name": "small", "steps": 4, "root": str(root), "device": "cpu"},
         "data": data,
         "autoencoder": SMALL,
         "optim": {"lr": 1e-3},

@@ -1,0 +1,170 @@
+"""How fast is the drifting loss on a GPU, how much memory does it take, and is it right? Forward and backward.
+
+    python -m benchmarks.drift_loss_gpu                             on a machine with a CUDA device; JAX if it is there
+    python -m benchmarks.drift_loss_gpu --shapes 64,64,64,16,256
+
+Against the official formula in PyTorch, plain and compiled, and in JAX; all with products in full float32. Every
+candidate in every round, each waited for; minimum and median over rounds, and the median [quartiles] over rounds of a
+candidate's time over ours. Floor: the time that one read of every sample and one write of the gradient take at the
+bandwidth of a copy, measured here. Error: largest difference of the gradient to the float64 one, over the largest
+gradient. Memory: peak beyond what was held before, in sizes of the generated samples; JAX's is its own plan.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.bar_chart import save_bars
+from benchmarks.implementations import ON_GPU, Evaluation, reference_gradient
+from benchmarks.measure import Call, interleave, ratios, rounds_within
+from benchmarks.options import add_rounds, options
+from benchmarks.problem import Problem, Shape, draw
+from benchmarks.report import print_table, save
+
+SHAPES = (
+    Shape(64, 64, 64, 16, 256),  # pooled statistics of a feature map, 64 labels
+    Shape(64, 64, 64, 16, 1024),  # the same of a wider map
+    Shape(16, 64, 64, 32, 5120),  # whole samples: the loss without an encoder
+    Shape(1024, 64, 64, 32, 640),  # every location of an 8 x 8 map of the paper's encoder, 16 labels
+    Shape(4096, 64, 64, 32, 64),  # narrow features, many locations
+    Shape(256, 8, 1, 0, 112),  # action sequences, one demonstration per observation
+)
+QUICK_SHAPES = (Shape(4, 8, 8, 2, 32), Shape(16, 4, 1, 0, 16))
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second, read and written, of a large copy on the device."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    target.copy_(source)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(20):
+        target.copy_(source)
+    end.record()
+    torch.cuda.synchronize()
+    return 20 * 2 * source.nbytes / (begin.elapsed_time(end) / 1e3)
+
+
+def least_seconds(problem: Problem, bandwidth: float) -> float:
+    """Every sample read once and the gradient written once."""
+    read = sum(block.nbytes for block in problem[:3] if block is not None)
+    return (read + problem.gen.nbytes) / bandwidth
+
+
+def waited_for(evaluation: Evaluation) -> Call:
+    def call() -> None:
+        evaluation.run()
+        torch.cuda.synchronize()
+
+    return call
+
+
+def peak_bytes(evaluation: Evaluation) -> int:
+    """Largest sum of torch's allocations while it runs, beyond those before; of JAX its plan."""
+    if evaluation.planned_bytes is not None:
+        return evaluation.planned_bytes
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    evaluation.run()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def measure_shape(shape: Shape, arguments: argparse.Namespace, bandwidth: float) -> dict:
+    """Everything about one shape, as JSON can hold it."""
+    problem = draw(shape, arguments.seed).to("cuda")
+    exact = reference_gradient(problem).cpu()
+    evaluations, error, failed = {}, {}, {}
+    for name in arguments.candidates:
+        try:
+            evaluation = ON_GPU[name](problem)
+            difference = evaluation.gradient(evaluation.run()).cpu() - exact
+        except Exception as reason:
+            if name == "ours":
+                raise
+            failed[name] = f"{type(reason).__name__}: {str(reason).splitlines()[0]}"
+            continue
+        evaluations[name] = evaluation
+        error[name] = float(difference.abs().max() / exact.abs().max())
+    calls = {name: waited_for(evaluation) for name, evaluation in evaluations.items()}
+    rounds = rounds_within(arguments.seconds, calls, least=arguments.rounds)
+    return {
+        "shape": shape._asdict(),
+        "gen_bytes": shape.gen_bytes,
+        "least_seconds": least_seconds(problem, bandwidth),
+        "seconds": interleave(calls, rounds),
+        "gradient_error": error,
+        "peak_bytes": {name: peak_bytes(evaluation) for name, evaluation in evaluations.items()},
+        "failed": failed,
+    }
+
+
+def print_shape(result: dict) -> None:
+    shape = Shape(**result["shape"])
+    rounds = len(result["seconds"]["ours"])
+    print(
+        f"\n{shape}, generated samples {shape.gen_bytes / 2**20:.1f} MiB, {rounds} rounds, "
+        f"floor {1e3 * result['least_seconds']:.3f} ms"
+    )
+    rows = []
+    for name, ratio in ratios(result["seconds"], "ours").items():
+        times = [1e3 * second for second in result["seconds"][name]]
+        peak = result["peak_bytes"][name] / shape.gen_bytes
+        cells = [f"{min(times):.3f}", f"{statistics.median(times):.3f}", f"{ratio:.2f}"]
+        rows.append([name, *cells, f"{result['gradient_error'][name]:.1e}", f"{peak:.2f}"])
+    print_table(["", "min ms", "median ms", "time / ours", "error", "memory / gen"], rows)
+    for name, reason in result["failed"].items():
+        print(f"{name} not measured: {reason}")
+
+
+def draw_picture(results: list[dict], path: Path, device: str) -> None:
+    groups = [str(Shape(**result["shape"])).replace(" D", "\nD") for result in results]
+    names = [name for name in ON_GPU if any(name in result["seconds"] for result in results)]
+    quartiles = [ratios(result["seconds"], "ours") for result in results]
+    memory = {
+        name: [
+            result["peak_bytes"][name] / result["gen_bytes"] if name in result["peak_bytes"] else None
+            for result in results
+        ]
+        for name in names
+    }
+    panels = {
+        "time over ours (median of rounds, bars: quartiles)": {
+            name: [group.get(name) for group in quartiles] for name in names
+        },
+        "peak extra memory (sizes of the generated samples)": memory,
+    }
+    save_bars(path, groups, panels, title=f"Drifting loss, forward and backward, {device}")
+
+
+def main() -> None:
+    parser = options(__doc__, "drift_loss_gpu", quick="two tiny shapes")
+    add_rounds(parser, least=9, seconds=3.0, of="a shape")
+    parser.add_argument("--shapes", type=Shape.parse, nargs="+", help="B,G,P,N,D each; default: six that occur")
+    parser.add_argument("--candidates", nargs="+", choices=list(ON_GPU), default=list(ON_GPU), help="ours among them")
+    arguments = parser.parse_args()
+    if "ours" not in arguments.candidates:
+        parser.error("--candidates must have ours among them: times are compared with it")
+    if arguments.quick:
+        arguments.seconds = 0.2
+    if not torch.cuda.is_available():
+        sys.exit("error: no CUDA device; python -m benchmarks.drift_loss measures on a CPU")
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # JAX would take most of the memory for itself
+    shapes = tuple(arguments.shapes or (QUICK_SHAPES if arguments.quick else SHAPES))
+    device, bandwidth = torch.cuda.get_device_name(), copy_bandwidth()
+    print(f"drifting loss, forward + backward, {device}, a copy {bandwidth / 1e12:.2f} TB/s, seed {arguments.seed}")
+    results = []
+    for shape in shapes:
+        results.append(measure_shape(shape, arguments, bandwidth))
+        print_shape(results[-1])
+    figures = {"device": device, "copy_bandwidth": bandwidth, "seed": arguments.seed, "shapes": results}
+    draw_picture(results, save("drift_loss_gpu", figures, arguments.root), device)
+
+
+if __name__ == "__main__":
+    main()
