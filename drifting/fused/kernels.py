@@ -8,14 +8,25 @@ the references, else 0), D features, T temperatures, C parts of the feature axis
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
 from drifting.fused import programs
 
 FEATURES_AT_A_TIME = 32  # 128 bytes of a row
-PROGRAMS = 512  # enough to fill a large GPU: feature axes are cut where problems are fewer
+PROGRAMS = 2048  # enough to fill a large GPU: feature axes are cut where problems are fewer
 SMALLEST_LOG_SUM = -0.25 * torch.finfo(torch.float32).max  # as `two_sided_affinity`: no kernel in a whole row
+
+
+# Triton's own are meant for its compiler, and take microseconds a call.
+
+
+def _power_of_2(count: int) -> int:
+    """The next one."""
+    return 1 << (count - 1).bit_length()
+
+
+def _ceil_div(count: int, size: int) -> int:
+    return -(-count // size)
 
 
 def _warps(entries: int) -> int:
@@ -30,10 +41,10 @@ def centred(own: Tensor, neg: Tensor | None, pos: Tensor, gen: Tensor | None, ou
     """
     problems, rows, width = out.shape
     blocks = [None if block is None else _rows_adjacent(block) for block in (own, neg, pos, gen)]
-    padded = triton.next_power_of_2(rows)
-    chunks = min(triton.cdiv(width, FEATURES_AT_A_TIME), max(1, PROGRAMS // problems))
-    chunk = triton.cdiv(triton.cdiv(width, chunks), FEATURES_AT_A_TIME) * FEATURES_AT_A_TIME
-    chunks = triton.cdiv(width, chunk)
+    padded = _power_of_2(rows)
+    chunks = min(_ceil_div(width, FEATURES_AT_A_TIME), max(1, PROGRAMS // problems))
+    chunk = _ceil_div(_ceil_div(width, chunks), FEATURES_AT_A_TIME) * FEATURES_AT_A_TIME
+    chunks = _ceil_div(width, chunk)
     square = out.new_empty(chunks, problems, rows)
     sizes = [0 if block is None else block.shape[1] for block in blocks]
     strides = [[0, 0] if block is None else [block.stride(0), block.stride(1)] for block in blocks]
@@ -77,7 +88,7 @@ class Pairs:
     @property
     def tile(self) -> tuple[int, int]:
         """Sides of the padded [G, M] tile."""
-        return triton.next_power_of_2(max(self.num_gen, 2)), triton.next_power_of_2(max(self.num_refs, 2))
+        return _power_of_2(max(self.num_gen, 2)), _power_of_2(max(self.num_refs, 2))
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -142,10 +153,10 @@ def mean_shift(
 def row_products(x: Tensor, y: Tensor) -> Tensor:
     """Inner products of rows, contiguous [r, L] -> [r]."""
     rows, size = x.shape
-    width = min(1024, triton.next_power_of_2(size))
-    parts = min(triton.cdiv(size, width), max(1, PROGRAMS // rows))
-    chunk = triton.cdiv(triton.cdiv(size, parts), width) * width
-    parts = triton.cdiv(size, chunk)
+    width = min(1024, _power_of_2(size))
+    parts = min(_ceil_div(size, width), max(1, PROGRAMS // rows))
+    chunk = _ceil_div(_ceil_div(size, parts), width) * width
+    parts = _ceil_div(size, chunk)
     out = x.new_empty(rows, parts)
     programs.row_products[(rows, parts)](x, y, out, size, chunk, parts, WIDTH=width, num_warps=max(1, width // 256))
     return out[:, 0] if parts == 1 else out.sum(1)
@@ -165,8 +176,8 @@ def superpose(
         out: the sum.
     """
     problems, temperatures, size = drifts.shape
-    width = min(1024, triton.next_power_of_2(size))
-    programs.superpose[(problems, triton.cdiv(size, width))](
+    width = min(1024, _power_of_2(size))
+    programs.superpose[(problems, _ceil_div(size, width))](
         drifts, unit, _or(mean_square, out), out, gain, smallest, size, temperatures, unit.stride(0),
         0 if mean_square is None else mean_square.stride(0), WIDTH=width, NORMALIZED=mean_square is not None,
         num_warps=max(1, width // 256),
