@@ -142,12 +142,12 @@ def draw_picture(results: list[dict], path: Path, device: str) -> None:
     save_bars(path, groups, panels, title=f"Drifting loss, forward and backward, {device}")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = options(__doc__, "drift_loss_gpu", quick="two tiny shapes")
     add_rounds(parser, least=9, seconds=3.0, of="a shape")
     parser.add_argument("--shapes", type=Shape.parse, nargs="+", help="B,G,P,N,D each; default: six that occur")
     parser.add_argument("--candidates", nargs="+", choices=list(ON_GPU), default=list(ON_GPU), help="ours among them")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if "ours" not in arguments.candidates:
         parser.error("--candidates must have ours among them: times are compared with it")
     if arguments.quick:

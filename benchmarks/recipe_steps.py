@@ -197,13 +197,13 @@ def draw_picture(results: list[dict], path: Path, title: str) -> None:
     save_bars(path, [result["recipe"] for result in measured], panels, title=title)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = options(__doc__, "recipe_steps", quick="a tiny recipe")
     parser.add_argument("--share", type=int, default=8, help="GPUs that share a step's labels; this is one of them")
     parser.add_argument("--recipes", nargs="+", choices=[r.name for r in RECIPES], default=[r.name for r in RECIPES])
     parser.add_argument("--steps", type=int, default=3, help="measured, after one that warms up")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     recipes = [recipe for recipe in RECIPES if recipe.name in arguments.recipes]
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if arguments.quick:

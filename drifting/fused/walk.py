@@ -15,12 +15,10 @@ from drifting.constants import bounds_of_sets, constant
 from drifting.distances import SMALLEST_SQUARED_DISTANCE
 from drifting.fields import Contact, Field, MeanShift
 from drifting.fused import kernels
-from drifting.problems import ProblemGroup, Problems, joined, part
+from drifting.problems import Problems, joined, part
 from drifting.scales import Extent
+from drifting.superposition import gram_saves
 from drifting.walks import SMALLEST_DRIFT_MEAN_SQUARE, SMALLEST_SCALE, GroupWalk, Normalization
-
-# Multiplications in full float32 in the time that one value is read or written: 18e12 / s to 2.5e12 bytes / s, H100.
-PRODUCTS_PER_VALUE = 28
 
 
 class FusedWalk(GroupWalk):
@@ -36,7 +34,7 @@ class FusedWalk(GroupWalk):
         weighted = any(problems.columns.is_weighted for problems in sets)
         self.weight = group.weight if weighted else None
         num_gen, num_refs = group.num_gen, group.num_refs
-        self.keeps_coefficients = num_temperatures > 0 and coefficients_save(group, num_temperatures)
+        self.keeps_coefficients = num_temperatures > 0 and gram_saves(group, num_temperatures)
         self.gram = group.empty(len(group), num_refs, num_refs) if self.keeps_coefficients else None
         # Inner products of generated samples and references: the first rows of the Gram matrix, where they are in it.
         within = self.first.self_is_gen and self.gram is not None
@@ -167,19 +165,6 @@ class FusedWalk(GroupWalk):
         for found, values in zip(self.contacts, contact, strict=True):
             positive, negative, on_floor = values.unbind(-1)
             found.insert(0, Contact(positive, negative, on_floor if has_floor else None))
-
-
-def coefficients_save(group: ProblemGroup, num_temperatures: int) -> bool:
-    """Whether keeping coefficients and Gram matrices takes less time than keeping drifts.
-
-    Products by their multiplications, everything else by the values that it reads and writes.
-    """
-    g, m, d, t = group.num_gen, group.num_refs, group.width, num_temperatures
-    apart = 0 if group.self_is_gen else g * m
-    coefficients = (m * m + apart) * d + t * g * m * m + g * m * d, 2 * m * m + apart + 6 * t * g * m
-    drifts = (1 + t) * g * m * d, g * m + 2 * t * g * m + 3 * t * g * d
-    cost = [products / PRODUCTS_PER_VALUE + values for products, values in (coefficients, drifts)]
-    return cost[0] < cost[1]
 
 
 def _stacked(temperatures: Sequence[float | Tensor], device: torch.device) -> Tensor:
