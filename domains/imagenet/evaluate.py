@@ -4,6 +4,7 @@ r"""Measure a trained run, or any images, against held-out images or a published
     python -m domains.imagenet.evaluate run=runs/L2 eval.network=inception eval.inception=weights-inception-....pth \
         eval.reference=VIRTUAL_imagenet256_labeled.npz eval.samples=50000 eval.alphas=[1,1.1,1.2,1.5,2]
     python -m domains.imagenet.evaluate run=runs/L2 eval.ema=all           every average of the run at every alpha
+    torchrun --nproc-per-node=8 -m domains.imagenet.evaluate run=runs/L2 eval.network=inception ...   on eight GPUs
     python -m domains.imagenet.evaluate images=samples.npz out=figures eval.network=inception ...
 
 `images` is an npz file of ADM's layout (arr_0), a pixel store or a folder of class folders. By default the network is a
@@ -14,6 +15,7 @@ moved, data.path, data.test, ... say where they lie now.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -37,11 +39,15 @@ from domains.imagenet.tokenizers import Tokenizer
 from domains.imagenet.tokenizers.section import missing_tokenizer
 from drifting.training.atomic_file import replace_text
 from drifting.training.command_line import command, given_keys
-from drifting.training.config import require
+from drifting.training.config import ParallelConfig, RunConfig, require
 from drifting.training.devices import chosen_device
 from drifting.training.errors import ConfigError
+from drifting.training.launch import prepare
+from drifting.training.launcher import read_placement
 from drifting.training.run_dir import load_config
+from drifting.training.world import World
 
+LONGEST_WAIT = 7200.0  # seconds: rank 0 alone compares features and looks for neighbours while the others wait
 # Keys without effect: how a run reads what it learns, and figures on its way; ...
 NOT_OF_A_RUN = (
     *(f"data.{key}" for key in ("kind", "size", "crop", "flip", "posterior", "num_classes")),
@@ -81,16 +87,28 @@ class EvaluateConfig:
 @command(EvaluateConfig, "imagenet_evaluate", configs=CONFIGS)
 def main(config: EvaluateConfig) -> None:
     """Evaluate the newest checkpoint of a run, or images."""
-    torch.set_num_threads(config.threads)
     given = given_keys()
+    world = ranks_of(config)
     if config.run:
         refuse_without_effect(given, NOT_OF_A_RUN, "run")
         run_dir = Path(config.run)
         section, data = section_of_run(run_dir, config.eval, given), data_of_run(run_dir, config.data, given)
-        report(run_dir, section, out=Path(config.out) if config.out else None, data=data, device=config.device)
+        report(run_dir, section, out=Path(config.out) if config.out else None, data=data, world=world)
+        world.finish()
+    elif world.size > 1:
+        raise ConfigError("images are measured by one process: start without a launcher")
     else:
         refuse_without_effect(given, NOT_OF_IMAGES, "images")
         measure_images(config)
+
+
+def ranks_of(config: EvaluateConfig) -> World:
+    """The processes that a launcher has started, or this one alone."""
+    several = read_placement(os.environ).size > 1
+    return prepare(
+        RunConfig(name="evaluate", steps=1, device=config.device, threads=config.threads),
+        ParallelConfig(mode="ddp" if several else "single", timeout=LONGEST_WAIT),
+    )
 
 
 def section_of_run(run_dir: Path, asked: EvalSection, given: frozenset[str] | None) -> EvalSection:
@@ -130,25 +148,28 @@ def report(
     *,
     out: Path | None = None,
     data: DataSection | None = None,
-    device: str | None = None,
+    world: World | None = None,
 ) -> Figures:
     """Write metrics.json, plots and sheets into a run directory, or into `out`; print the tables.
 
-    `data`, `device`: instead of those that the run was trained with.
+    `data`: instead of that which the run was trained with. `world`: the ranks that measure together, a collective call
+    whose figures rank 0 returns; None is this process alone, on the device of the run.
 
     Raises:
         ConfigError: something is missing: all of it is listed, before the first sample.
     """
     config, generators, step = load_averages(run_dir, section)
-    run = config.run if device is None else replace(config.run, device=device)
-    config = replace(config, run=run, data=data or config.data)
+    config = replace(config, data=data or config.data)
+    world = world or World(chosen_device(config.run.device))
     refuse_missing(missing_measures(section, config.data) + missing_tokenizer(config.tokenizer))
     check_measures(section, next(iter(generators.values())).cfg.num_classes)
     folder = out or run_dir
     folder.mkdir(parents=True, exist_ok=True)
-    evaluation = Evaluation(config, generators, section, run_dir, folder)
-    print(f"evaluating step {step}: {evaluation.plan()}")
+    evaluation = Evaluation(config, generators, section, run_dir, folder, world)
+    world.say(f"evaluating step {step}: {evaluation.plan()}")
     found = evaluation.measured()
+    if not world.is_main:
+        return found.rows
     speed = samples_per_second(evaluation.stream.generator, evaluation.tokenizer, most=section.batch)
     samples = len(evaluation.stream.labels)
     decays = section.averages(config.ema.decays)

@@ -33,7 +33,8 @@ from domains.imagenet.pictures import save_comparison, save_sheet
 from domains.imagenet.quality import Quality, fewer, nearest_train, observe, pixel_counts, quality_of
 from domains.imagenet.sample_stream import SampleStream, balanced_labels, first_of_classes
 from domains.imagenet.tokenizers import Tokenizer
-from drifting.training.devices import chosen_device
+from drifting.training.errors import ConfigError
+from drifting.training.world import World
 
 GRID_COLUMNS = 10
 GRID_CLASSES = 10
@@ -55,7 +56,8 @@ class Measured:
 class Evaluation:
     """What a report measures: samples of generators, the run's real images, and where they are written.
 
-    `generators`: averages of one run by what rows call them, "" where there is one.
+    `generators`: averages of one run by what rows call them, "" where there is one. `world`: the ranks that measure
+    together, each its part of the samples; by judges one process alone. Rank 0 alone writes, and knows all figures.
     """
 
     def __init__(
@@ -65,12 +67,16 @@ class Evaluation:
         section: EvalSection,
         run_dir: Path,
         out: Path,
+        world: World,
     ) -> None:
+        if world.size > 1 and section.network == "judge":
+            raise ConfigError("eval.network=judge is measured by one process: start without a launcher")
         self.section = section
+        self.world = world
         self.run_dir = run_dir
         self.out = out
         self.config = config
-        self.device = chosen_device(config.run.device)
+        self.device = world.device
         self.tokenizer = build_tokenizer(config, self.device)
         images = images_read(section, config.data)
         generator = next(iter(generators.values()))
@@ -87,7 +93,14 @@ class Evaluation:
         labels = balanced_labels(num_classes, section.samples or section.samples_per_class * num_classes)
         dtype = torch.uint8 if section.network == "inception" or some is None else some.dtype
         self.stream = SampleStream(
-            generator, labels, dtype, rounding=section.rounding, batch=section.batch, tokenizer=self.tokenizer
+            generator,
+            labels,
+            dtype,
+            rounding=section.rounding,
+            batch=section.batch,
+            tokenizer=self.tokenizer,
+            rank=world.rank,
+            ranks=world.size,
         )
         self.columns = min(GRID_COLUMNS, len(labels) // num_classes)
         self.grid = first_of_classes(labels, min(GRID_CLASSES, num_classes), self.columns)
@@ -136,8 +149,12 @@ class Evaluation:
         protocol = protocol_of(section) | {"rounding": section.rounding}
         rows: Figures = {}
         for row, samples in self.samples():
-            rows[row] = figures_of(gather(samples, network), reference, section)
+            measured = gather(samples, network).over_ranks()
+            if self.world.is_main:
+                rows[row] = figures_of(measured, reference, section)
             self.pictures(row, network)
+        if not self.world.is_main:
+            return Measured(rows, protocol, "")
         said = ", ".join(f"{key} {value}" for key, value in protocol.items())
         text = f"the reference serves {reference.serves()}\nprotocol: {said}\n\n{self.swept(rows, 'FID', 'IS')}"
         return Measured(rows, protocol, text)
@@ -151,22 +168,23 @@ class Evaluation:
                 yield row_name(name, alpha), self.stream.at(alpha, self.grid)
 
     def pictures(self, row: str, network: FeatureNetwork) -> None:
-        """The sheet of one row; of the first also samples beside real and nearest training images."""
+        """The sheet of one row; of the first also samples beside real and nearest training images. Collective."""
         images = self.stream.shown(self.grid)
-        save_sheet(self.out / f"samples_{row.replace(', ', '_').replace(' ', '_')}.png", images, self.columns)
-        if row != self.first:
+        first = row == self.first
+        # One of every class first.
+        index = self.grid.view(-1, self.columns).T.flatten()[: self.section.neighbours]
+        samples = self.stream.chosen(index) if first and len(index) else None
+        if not self.world.is_main:
             return
-        if self.held_out is not None:
+        save_sheet(self.out / f"samples_{row.replace(', ', '_').replace(' ', '_')}.png", images, self.columns)
+        if first and self.held_out is not None:
             rows = min(GRID_CLASSES, len(self.classes))
             columns = min(self.columns, int(self.held_out.labels.bincount(minlength=rows)[:rows].min()))
             ours = images.unflatten(0, (-1, self.columns))[:, :columns].flatten(0, 1)
             beside = real_grid(self.held_out, rows, columns)
             titled = [("real, held out", beside), (f"generated in one step, {row}", ours)]
             save_comparison(self.out / "real_and_generated.png", titled, columns)
-        if self.train is not None and self.section.neighbours:
-            # One of every class first.
-            index = self.grid.view(-1, self.columns).T.flatten()[: self.section.neighbours]
-            samples = torch.stack([self.stream.kept[each] for each in index.tolist()])
+        if samples is not None and self.train is not None:
             count = min(SHOWN, len(self.train))
             batches = in_batches(self.train, self.section.batch, dtype=self.stream.dtype)
             nearest = nearest_images(samples, batches, network, count)

@@ -72,16 +72,20 @@ class SampleStream:
             seen += len(images)
             yield images
 
-    def shown(self, indices: Tensor) -> Tensor:
-        """Kept images at indices [m], float32 in [-1, 1]; a collective call where there are several ranks."""
+    def chosen(self, indices: Tensor) -> Tensor:
+        """Kept images at indices [m], in the type of the stream; a collective call where there are several ranks."""
         if self.ranks == 1:
-            return to_float(torch.stack([self.kept[index] for index in indices.tolist()]))
-        shown = torch.zeros(len(indices), *self.shape)
+            return torch.stack([self.kept[index] for index in indices.tolist()])
+        images = torch.zeros(len(indices), *self.shape, dtype=self.dtype)
         for place, index in enumerate(indices.tolist()):
             if index in self.kept:  # on one rank
-                shown[place] = to_float(self.kept[index])
-        dist.all_reduce(shown)
-        return shown
+                images[place] = self.kept[index]
+        dist.all_reduce(images)
+        return images
+
+    def shown(self, indices: Tensor) -> Tensor:
+        """The same, float32 in [-1, 1]."""
+        return to_float(self.chosen(indices))
 
 
 def first_of_classes(labels: Tensor, classes: int, columns: int) -> Tensor:

@@ -108,8 +108,13 @@ class World:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
 
-    def finish(self) -> None:
-        """Wait for every rank, then part: what follows is each rank's own business, and usually rank 0's alone."""
+    def meet(self) -> None:
+        """Wait for every rank: what each has written before lies there now."""
         if dist.is_initialized():
             dist.barrier()
+
+    def finish(self) -> None:
+        """Wait for every rank, then part: what follows is each rank's own business, and usually rank 0's alone."""
+        self.meet()
+        if dist.is_initialized():
             dist.destroy_process_group()

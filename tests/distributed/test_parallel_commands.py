@@ -35,7 +35,7 @@ def test_two_processes_run_the_command_and_give_the_run_of_one(tmp_path, monkeyp
     assert two.stderr.count("step 4/4") == 1
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr(train, "report", lambda *_: {})
+    monkeypatch.setattr(train, "report", lambda *_, **__: {})
     config = load_config(tmp_path / "runs" / "two", ImagenetConfig)
     config.run.name, config.run.root, config.parallel = "one", str(tmp_path / "runs"), ParallelConfig()
     train.main.__wrapped__(config)

@@ -91,7 +91,7 @@ def test_training_writes_what_it_promises_and_reports(tmp_path, capsys):
 
 
 def test_features_need_a_finished_auto_encoder_and_train_with_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "report", lambda *_: None)
+    monkeypatch.setattr(train, "report", lambda *_, **__: None)
     config = small_config(tmp_path)
     config.encoder.kind, config.encoder.run = "mae", str(tmp_path / "mae")
     with pytest.raises(TrainingError, match=r"mae does not exist\n *python -m domains.imagenet.pretrain_mae"):
@@ -126,7 +126,7 @@ def test_commands_refuse_what_is_no_run(tmp_path):
 
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_it_continues(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "report", lambda *_: None)
+    monkeypatch.setattr(train, "report", lambda *_, **__: None)
     train.main.__wrapped__(small_config(tmp_path))
     newest = tmp_path / "small" / "checkpoints" / "step_00000004.pt"
     whole = read_checkpoint(newest).entries
@@ -214,7 +214,7 @@ def test_an_auto_encoder_that_changed_is_noticed(tmp_path, monkeypatch):
         def forward(self, samples):
             return {"global": self.weight * samples.flatten(1).unsqueeze(1)}
 
-    monkeypatch.setattr(train, "report", lambda *_: None)
+    monkeypatch.setattr(train, "report", lambda *_, **__: None)
     monkeypatch.setattr(train, "build_encoder", lambda *_: Encoder(1.0))
     train.main.__wrapped__(small_config(tmp_path))
     monkeypatch.setattr(train, "build_encoder", lambda *_: Encoder(2.0))
@@ -224,7 +224,7 @@ def test_an_auto_encoder_that_changed_is_noticed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["mlp", "dit"])
 def test_twin_problems_pair_up_and_a_stopped_run_continues_exactly(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(train, "report", lambda *_: None)
+    monkeypatch.setattr(train, "report", lambda *_, **__: None)
     seen = []
     terms = train.FeatureDriftLoss.terms
 
@@ -251,7 +251,7 @@ def test_twin_problems_pair_up_and_a_stopped_run_continues_exactly(tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         train.main.__wrapped__(halves)
     monkeypatch.undo()
-    monkeypatch.setattr(train, "report", lambda *_: None)
+    monkeypatch.setattr(train, "report", lambda *_, **__: None)
     train.main.__wrapped__(halves)
     folders = [tmp_path / name / "small" / "checkpoints" / "step_00000004.pt" for name in ("whole", "halves")]
     assert same(*(read_checkpoint(path).entries for path in folders))

@@ -16,7 +16,7 @@ SMALL_DIT = {"channels": 1, "size": 8, "patch": 4, "hidden": 16, "depth": 1, "he
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
-    monkeypatch.setattr(train, "report", lambda *_: None)
+    monkeypatch.setattr(train, "report", lambda *_, **__: None)
 
 
 def config(root, name: str, init: str = "", **drift) -> ImagenetConfig:

@@ -1,5 +1,6 @@
 """Two processes measure together what one measures alone: unequal sets, samples of which each makes a part."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from domains.imagenet import evaluation
+from domains.imagenet.config import ImagenetConfig
 from domains.imagenet.metrics.feature_network import Features
 from domains.imagenet.metrics.feature_set import gather
 from domains.imagenet.metrics.moments import Moments
 from domains.imagenet.mlp_generator import MlpConfig, MlpGenerator
 from domains.imagenet.sample_stream import SampleStream, balanced_labels
+from drifting.training.config import typed
+from drifting.training.errors import ConfigError
+from drifting.training.world import World
 
 
 def parts() -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,3 +76,57 @@ def test_ranks_together_find_what_one_process_finds(tmp_path):
 def test_one_process_keeps_its_own():
     moments = Moments.of(parts()[0])
     assert moments.over_ranks() is moments
+
+
+class Grey:
+    """Stands for Inception: its name, features of the pixels."""
+
+    name, width, resize = "inception", 64, "tf1"
+
+    def features(self, images: torch.Tensor) -> Features:
+        flat = images.flatten(1).float() / 255
+        return Features(flat, flat[:, :9], flat[:, :10])
+
+
+def report_of(folder: Path, world: World) -> tuple[dict, list[str]]:
+    """Rows of a report by Inception, and the files that it left."""
+    settings = {
+        "run": {"name": "small", "steps": 1, "root": str(folder)},
+        "generator": {"kind": "mlp", "mlp": {"hidden": 16}},
+        "encoder": {"kind": "pixels"},
+        "eval": {"alphas": [1.0, 2.0], "samples": 301, "network": "inception", "batch": 40},
+    }
+    config = typed(settings, ImagenetConfig)
+    torch.manual_seed(0)
+    generator = config.generator.build()
+    evaluation.load_inception_of = lambda *_: Grey()
+    folder.mkdir(exist_ok=True)
+    rows = evaluation.Evaluation(config, {"": generator}, config.eval, folder, folder, world).measured().rows
+    return rows, sorted(path.name for path in folder.iterdir())
+
+
+def half_a_report(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    world = World(torch.device("cpu"), rank, 2)
+    rows, files = report_of(Path(folder) / f"of_{rank}", world)
+    (Path(folder) / f"{rank}.json").write_text(json.dumps([rows, files]))
+    world.finish()
+
+
+def test_two_processes_write_the_report_that_one_writes(tmp_path, monkeypatch):
+    mp.spawn(half_a_report, (str(tmp_path),), nprocs=2)
+    (rows, files), (others, nothing) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    monkeypatch.setattr(evaluation, "load_inception_of", None)  # restored afterwards
+    alone, expected = report_of(tmp_path / "alone", World(torch.device("cpu")))
+    assert (others, nothing) == ({}, [])
+    assert files == expected
+    assert {"samples_alpha_1.png", "real_and_generated.png", "guidance_sweep.png"} <= set(files)
+    for row, figures in alone.items():
+        assert rows[row] == pytest.approx(figures, rel=1e-4)
+
+
+def test_judges_are_of_one_process(tmp_path):
+    config = typed({"run": {"name": "small", "steps": 1, "root": str(tmp_path)}}, ImagenetConfig)
+    with pytest.raises(ConfigError, match="judge is measured by one process"):
+        evaluation.Evaluation(config, {}, config.eval, tmp_path, tmp_path, World(torch.device("cpu"), 0, 2))

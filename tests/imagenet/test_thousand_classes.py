@@ -66,7 +66,7 @@ def test_labels_are_the_wnids_in_their_order(store):
 
 
 def test_a_step_with_one_positive_and_class_balanced_samples(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "report", lambda *_: None)
+    monkeypatch.setattr(train, "report", lambda *_, **__: None)
     monkeypatch.setattr(train, "missing_measures", lambda *_: [])  # no held-out images, no report
     monkeypatch.setattr(train, "images_read", lambda *_: {})
     train.main.__wrapped__(config_of(store, tmp_path))
