@@ -60,6 +60,14 @@ class ActionSpace(nn.Module):
             plain = torch.cat([position, six_d_to_axis_angle(rotation), gripper], dim=-1).flatten(-2)
         return plain + self._origin(plain, observations)
 
+    def carried(self, actions: Tensor, observations: Mapping[str, Tensor], to: Mapping[str, Tensor]) -> Tensor:
+        """Chunks [B, k, H, E] that began elsewhere, begun here: the same relative chunks; equal to `actions` if plain.
+
+        `observations` {key: [B k, To, ...]} of the windows that they are of, `to` {key: [B, To, ...]} of the own ones.
+        """
+        flat = actions.flatten(0, 1)
+        return (flat - self._origin(flat, observations)).view_as(actions) + self._origin(actions, to)
+
     def _lengthen(self, actions: Tensor) -> Tensor:
         if not self.rotates:
             return actions

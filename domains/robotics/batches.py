@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from domains.robotics.action_space import ActionSpace
 from domains.robotics.demonstrations.windows import WindowDataset
 from domains.robotics.observations import ObservationEncoder
 from drifting.training.draws import stream
@@ -36,12 +37,22 @@ class StepBatches:
         own: which of them are this rank's.
         seed: of the run.
         neighbours: windows whose actions also fit, [W, k]; see `nearest_windows`.
+        actions: of the policy. Where they are relative, a neighbour's chunk fits as it is seen from the neighbour's
+            place.
     """
 
     def __init__(
-        self, windows: WindowDataset, *, size: int, own: slice, seed: int, neighbours: Tensor | None = None
+        self,
+        windows: WindowDataset,
+        *,
+        size: int,
+        own: slice,
+        seed: int,
+        neighbours: Tensor | None = None,
+        actions: ActionSpace | None = None,
     ) -> None:
         self._windows, self._size, self._own, self._seed, self._neighbours = windows, size, own, seed, neighbours
+        self._carried = actions if actions is not None and actions.present else None
         self._orders: dict[int, Tensor] = {}
         self._thread = ThreadPoolExecutor(1, "windows") if windows.reads else None
         self._ahead: tuple[int, Future[StepBatch]] | None = None
@@ -62,8 +73,12 @@ class StepBatches:
         batch = self._windows.batch(chosen)
         near = None
         if self._neighbours is not None:
-            steps = self._windows.steps(self._neighbours[chosen].flatten(), self._windows.horizon)
-            near = self._windows.actions[steps].unflatten(0, (len(chosen), -1))
+            others = self._neighbours[chosen].flatten()
+            near = self._windows.actions[self._windows.steps(others, self._windows.horizon)]
+            near = near.unflatten(0, (len(chosen), -1))
+            if self._carried is not None:
+                seen = self._windows.batch(others, self._carried.present).observations
+                near = self._carried.carried(near, seen, batch.observations)
         return StepBatch(batch.observations, batch.actions, near)
 
     def indices(self, step: int) -> Tensor:

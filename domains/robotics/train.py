@@ -61,6 +61,7 @@ def main(config: RoboticsConfig) -> None:
         own=world.own(config.batch.size, "batch.size"),
         seed=config.run.seed,
         neighbours=find_neighbours(config, policy, data.train),
+        actions=policy.actions,
     )
     ema = Ema(policy, config.ema.decays, warmup=config.ema.warmup)
     model = parallelize(policy, world, config.parallel, copies=ema.models)

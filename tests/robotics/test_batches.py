@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from small_demonstrations import episode
 from small_demonstrations import store_of as replay_store
 from small_policies import push_t_file, small_config
 
+from domains.robotics.action_space import ActionSpace
 from domains.robotics.batches import StepBatches, nearest_windows
 from domains.robotics.demonstrations.sources import store_of
 from domains.robotics.demonstrations.windows import WindowDataset
@@ -91,6 +93,21 @@ def seeing(tmp_path):
         image = rng.integers(0, 255, (30, 6, 6, 3), dtype=np.uint8)
         episodes.append(episode(name, actions=rng.random((30, 2)), image=image, **seen))
     return WindowDataset(replay_store(tmp_path, episodes), horizon=8, action_steps=4, image_memory=0)
+
+
+def test_a_neighbours_chunk_is_relative_to_the_neighbours_place(windows):
+    nearest = torch.tensor([[9, 4, 30]] * len(windows))
+    task = replace(PUSH_T, present={"agent_pos": [0, 1]})
+    actions = ActionSpace(task, relative=True)
+    every = windows.batch(torch.arange(len(windows)))
+    actions.fit(every.actions, every.observations)
+    drawn = batches(windows, neighbours=nearest, actions=actions).draw(2)
+    seen = actions.encode(drawn.neighbours, drawn.observations)
+    others = windows.batch(torch.tensor([9, 4, 30]))
+    expected = actions.encode(others.actions, others.observations)
+    torch.testing.assert_close(seen, expected.expand_as(seen), rtol=1e-4, atol=1e-4)
+    plain = batches(windows, neighbours=nearest, actions=ActionSpace(task)).draw(2)
+    assert torch.equal(plain.neighbours[7], others.actions)
 
 
 def test_neighbours_are_found_without_reading_images(seeing, monkeypatch):
