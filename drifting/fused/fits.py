@@ -1,6 +1,9 @@
 """Which problems the fused walk serves; asked without importing Triton, which comes with torch's CUDA builds alone."""
 
+import functools
 import os
+import subprocess
+import warnings
 from importlib.util import find_spec
 
 import torch
@@ -25,9 +28,33 @@ def fits(problems: Problems, field: Field, normalization: Normalization) -> bool
         and Extent.SAMPLE not in (normalization.feature_extent, normalization.drift_extent)
         and _power_of_2(problems.gen.shape[1]) * _power_of_2(columns.weight.shape[1]) <= MOST_TILE
         and os.environ.get("DRIFTING_NATIVE") != "0"
-        and find_spec("triton") is not None  # not with every build of torch
+        and kernels_run(problems.gen.device)
     )
 
 
+@functools.cache
+def kernels_run(device: torch.device) -> bool:
+    """Whether Triton is there and can build a kernel for the device, which takes a C compiler and Python's headers."""
+    if find_spec("triton") is None:
+        return False
+    from triton import TritonError
+
+    from drifting.fused import kernels
+
+    try:
+        bounds = torch.tensor([0, 1], device=device)
+        kernels.sums_of_sets(torch.zeros(1, 1, device=device), bounds)
+    except (TritonError, RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
+        warnings.warn(
+            f"drifting: Triton could not build a kernel for {device}; the plain PyTorch path gives the same numbers, "
+            f"slower. DRIFTING_NATIVE=0 silences this. {type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
 def _power_of_2(count: int) -> int:
+    """The next one."""
     return 1 << (count - 1).bit_length()

@@ -10,6 +10,8 @@ pytest.importorskip("triton", reason="this build of torch has no Triton")
 import drifting.engine
 from drifting import DriftLoss, MeanShift, drift_field
 from drifting.arguments import DriftInputs
+from drifting.fused import fits as fits_module
+from drifting.fused import kernels
 from drifting.fused import walk as fused
 from drifting.scales import Extent
 
@@ -164,3 +166,18 @@ def test_the_raw_field():
     exact = drift_field(given["gen"], given["pos"], given["neg"], temperature=2.0)
     ours = drift_field(*(given[name].float() for name in ("gen", "pos", "neg")), temperature=2.0)
     assert (ours.double() - exact).abs().max() < 2e-5 * exact.abs().max()
+
+
+def test_without_a_compiler_the_plain_walk_serves_and_says_so(monkeypatch, fused_everywhere):
+    fused_everywhere.append("nothing is computed here")
+    device = torch.device("cpu")
+    assert fits_module.kernels_run.__wrapped__(device)
+
+    def fail(*arguments):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    monkeypatch.setattr(kernels, "sums_of_sets", fail)
+    with pytest.warns(RuntimeWarning, match="Triton could not build a kernel for cpu.*Failed to find C compiler"):
+        assert not fits_module.kernels_run.__wrapped__(device)
+    monkeypatch.setattr(fits_module, "find_spec", lambda name: None)
+    assert not fits_module.kernels_run.__wrapped__(device)
