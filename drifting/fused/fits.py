@@ -14,11 +14,13 @@ from drifting.scales import Extent
 from drifting.walks import Normalization
 
 MOST_TILE = 2**15  # entries of a padded [G, M] tile, which one program holds: 64 registers of each of 512 threads
+MOST_ROWS = 2**11  # samples of a problem that one program centres
 
 
 def fits(problems: Problems, field: Field, normalization: Normalization) -> bool:
     """Whether `FusedWalk` serves such problems."""
-    columns = problems.columns
+    columns, num_gen = problems.columns, problems.gen.shape[1]
+    num_refs = columns.weight.shape[1]
     return (
         problems.gen.device.type == "cuda"
         and problems.dtype == torch.float32
@@ -26,7 +28,8 @@ def fits(problems: Problems, field: Field, normalization: Normalization) -> bool
         and field.is_default_rule(columns)
         and (columns.self_is_gen or field.attraction == field.repulsion)
         and Extent.SAMPLE not in (normalization.feature_extent, normalization.drift_extent)
-        and _power_of_2(problems.gen.shape[1]) * _power_of_2(columns.weight.shape[1]) <= MOST_TILE
+        and _power_of_2(num_gen) * _power_of_2(num_refs) <= MOST_TILE
+        and num_refs + (0 if columns.self_is_gen else num_gen) <= MOST_ROWS
         and os.environ.get("DRIFTING_NATIVE") != "0"
         and kernels_run(problems.gen.device)
     )

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from drifting.fused import programs
 
-FEATURES_AT_A_TIME = 32  # 128 bytes of a row
+CENTRED_TILE = 2**13  # entries of the rows and features that a program centres at a time
+MOST_FEATURES = 32  # of them, 128 bytes of a row
 PROGRAMS = 2048  # enough to fill a large GPU: feature axes are cut where problems are fewer
 SMALLEST_LOG_SUM = -0.25 * torch.finfo(torch.float32).max  # as `two_sided_affinity`: no kernel in a whole row
 
@@ -42,8 +43,9 @@ def centred(own: Tensor, neg: Tensor | None, pos: Tensor, gen: Tensor | None, ou
     problems, rows, width = out.shape
     blocks = [None if block is None else _rows_adjacent(block) for block in (own, neg, pos, gen)]
     padded = _power_of_2(rows)
-    chunks = min(_ceil_div(width, FEATURES_AT_A_TIME), max(1, PROGRAMS // problems))
-    chunk = _ceil_div(_ceil_div(width, chunks), FEATURES_AT_A_TIME) * FEATURES_AT_A_TIME
+    columns = min(MOST_FEATURES, CENTRED_TILE // padded)
+    chunks = min(_ceil_div(width, columns), max(1, PROGRAMS // problems))
+    chunk = _ceil_div(_ceil_div(width, chunks), columns) * columns
     chunks = _ceil_div(width, chunk)
     square = out.new_empty(chunks, problems, rows)
     sizes = [0 if block is None else block.shape[1] for block in blocks]
@@ -59,10 +61,10 @@ def centred(own: Tensor, neg: Tensor | None, pos: Tensor, gen: Tensor | None, ou
         width,
         chunk,
         ROWS=padded,
-        COLUMNS=FEATURES_AT_A_TIME,
+        COLUMNS=columns,
         HAS_NEG=neg is not None,
         HAS_GEN=gen is not None,
-        num_warps=_warps(padded * FEATURES_AT_A_TIME),
+        num_warps=_warps(padded * columns),
     )
     return square
 

@@ -78,6 +78,7 @@ SHAPES = {
     "second_batch_wide": {"ref": 6, "width": 400},
     "one_positive": {"pos": 1, "neg": 0, "weighted": False},
     "one_feature": {"width": 1},
+    "many_positives": {"batch": 2, "gen": 2, "pos": 700, "width": 9},
 }
 
 
