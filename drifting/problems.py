@@ -176,14 +176,18 @@ class ProblemGroup:
 
         All contiguous and of one float type; copies only where the given ones are not.
         """
+        for here, problems, own in self.spans(rows):
+            blocks = [part(block, own).to(self.dtype).contiguous() for block in problems.blocks]
+            gen = blocks[0] if self.self_is_gen else part(problems.gen, own).to(self.dtype).contiguous()
+            yield here, gen, blocks
+
+    def spans(self, rows: slice) -> Iterator[tuple[slice, Problems, slice]]:
+        """The sets that some problems are of: rows within `rows`, the set, and which rows of it."""
         first = 0
         for problems, size in zip(self.sets, self.sizes, strict=True):
             start, stop = max(rows.start, first), min(rows.stop, first + size)
             if start < stop:
-                own = slice(start - first, stop - first)
-                blocks = [part(block, own).to(self.dtype).contiguous() for block in problems.blocks]
-                gen = blocks[0] if self.self_is_gen else part(problems.gen, own).to(self.dtype).contiguous()
-                yield slice(start - rows.start, stop - rows.start), gen, blocks
+                yield slice(start - rows.start, stop - rows.start), problems, slice(start - first, stop - first)
             first += size
 
 

@@ -5,7 +5,7 @@ Shapes: B problems, G generated, M references, R rows of a block (M, and G more 
 the references), D features, T temperatures, K sets; b problems of a block.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -116,28 +116,14 @@ class FusedWalk(GroupWalk):
         group, split = self.group, self.group.num_refs
         block = self._scratch[: rows.stop - rows.start]
         if self._filled != rows:
-            square = [
-                kernels.centred(own, neg, pos, gen, block[here]) for here, own, neg, pos, gen in self._given(rows)
-            ]
+            square = []
+            for here, problems, own in group.spans(rows):
+                first, *neg, pos = (part(each, own) for each in problems.blocks)
+                gen = None if self.first.self_is_gen else part(problems.gen, own)
+                square.append(kernels.centred(first, neg[0] if neg else None, pos, gen, block[here]))
             self._squares.setdefault(rows.start, square[0] if len(square) == 1 else _side_by_side(square))
             self._filled = rows
         return block[:, :split], block[:, : group.num_gen] if self.first.self_is_gen else block[:, split:]
-
-    def _given(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor | None, Tensor, Tensor | None]]:
-        """Some problems set by set: rows within `rows`, self block, extra negatives, positives, generated samples.
-
-        The last are None where they are the self block.
-        """
-        first = 0
-        for problems, size in zip(self.group.sets, self.group.sizes, strict=True):
-            start, stop = max(rows.start, first), min(rows.stop, first + size)
-            if start < stop:
-                own = slice(start - first, stop - first)
-                given = [part(block, own) for block in problems.blocks]
-                gen = None if self.first.self_is_gen else part(problems.gen, own)
-                neg = given[1] if len(given) == 3 else None
-                yield slice(start - rows.start, stop - rows.start), given[0], neg, given[-1], gen
-            first += size
 
     def _pairs(self, rows: slice) -> kernels.Pairs:
         inner = self.gram if self._inner is None else self._inner
