@@ -65,7 +65,7 @@ def waited_for(evaluation: Evaluation) -> Call:
 
 
 def peak_bytes(evaluation: Evaluation) -> int:
-    """Largest sum of torch's allocations while it runs, beyond those before; of JAX its plan."""
+    """Largest sum of torch's allocations while it runs, beyond those before; of JAX its plan, of a graph its pool."""
     if evaluation.planned_bytes is not None:
         return evaluation.planned_bytes
     torch.cuda.synchronize()
@@ -87,7 +87,7 @@ def measure_shape(shape: Shape, arguments: argparse.Namespace, bandwidth: float)
         except Exception as reason:
             if name == "ours":
                 raise
-            failed[name] = f"{type(reason).__name__}: {str(reason).splitlines()[0]}"
+            failed[name] = f"{type(reason).__name__}: {str(reason).partition(chr(10))[0]}"
             continue
         evaluations[name] = evaluation
         error[name] = float(difference.abs().max() / exact.abs().max())

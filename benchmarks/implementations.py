@@ -45,15 +45,19 @@ def ours_captured(problem: Problem) -> Evaluation:
     with torch.cuda.stream(side):  # compiles and sends constants outside of the capture
         call()
     torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         gradient = call()
+    held = torch.cuda.max_memory_allocated() - before  # what it needs it keeps
 
     def run() -> Tensor:
         graph.replay()
         return gradient
 
-    return Evaluation(run, lambda gradient: gradient)
+    return Evaluation(run, lambda gradient: gradient, planned_bytes=held)
 
 
 def transcription(problem: Problem) -> Evaluation:

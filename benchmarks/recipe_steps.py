@@ -11,6 +11,7 @@ exchanges with other GPUs, which do not take place here. MFU: FLOPs that a step 
 """
 
 import argparse
+import gc
 import statistics
 import sys
 import time
@@ -162,6 +163,14 @@ def measure(recipe: Recipe, arguments: argparse.Namespace, device: torch.device)
     }
 
 
+def forget(device: torch.device) -> None:
+    """Nothing of one recipe stays for the next: neither its networks nor what was compiled for them."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -216,10 +225,12 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{name}, one of {arguments.share} that share a step, blocks {'' if arguments.compile else 'not '}compiled")
     results = []
     for recipe in recipes:
-        results.append(measure(recipe, arguments, device))
+        try:
+            results.append(measure(recipe, arguments, device))
+        except torch.OutOfMemoryError as error:
+            results.append({"recipe": recipe.name, "failed": str(error).partition(". ")[0]})
         print_result(results[-1])
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        forget(device)
     figures = {"device": name, "share": arguments.share, "compiled": arguments.compile, "results": results}
     draw_picture(results, save("recipe_steps", figures, arguments.root), f"Training step, {name}")
 

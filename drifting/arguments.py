@@ -32,7 +32,11 @@ class DriftInputs:
     self_ref: Tensor | None = None  # [B, G', D]
 
     def problems(self, known: dict[object, Columns] | None = None) -> Problems:
-        """Check every argument and fill in weights; what they are is looked up in `known`, and left there."""
+        """Check every argument and fill in weights.
+
+        `known` holds the checked weights of sets of the same shapes with the same weight tensors, which are found by
+        their id: they must outlive it.
+        """
         gen, pos, neg, self_ref = self.gen, self.pos, self.neg, self.self_ref
         self._refuse_transforms()
         _check_gen(gen, self_ref)

@@ -37,7 +37,9 @@ def full_precision(device: torch.device) -> Iterator[None]:
     TF32 keeps ten bits of a coordinate: with features 100 away from the origin nothing is left of the distances.
     """
     autocast = nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
-    with _precision, autocast:
+    # Triton starts its kernels on the current device, wherever the samples are.
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with _precision, autocast, current:
         yield
 
 

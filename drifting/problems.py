@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from drifting.constants import constant, set_of_each_problem
+from drifting.constants import counts_of_sets, set_of_each_problem
 from drifting.fields import Columns
 from drifting.native import kernels as native
 
@@ -127,7 +127,7 @@ class ProblemGroup:
 
     def counts(self, factor: int) -> Tensor:
         """Problems of each set times `factor`, [K]; not to be written to."""
-        return constant(tuple(size * factor for size in self.sizes), self.dtype, self.device)
+        return counts_of_sets(tuple(self.sizes), factor, self.dtype, self.device)
 
     def spread_over_problems(self, values: Tensor) -> Tensor:
         """Values of sets [K, *] -> of their problems [B, *]."""

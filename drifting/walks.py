@@ -57,12 +57,13 @@ class GroupWalk(ABC):
         normalization: what is normalised, and how.
     """
 
-    square: Tensor  # by `couplings`: |V_tau|^2 in scaled coordinates, [B, G, T], or means over samples, [B, 1, T]
+    # By `couplings`: |V_tau|^2 in scaled coordinates, [B, G, T]; or, where no extent is SAMPLE, means over samples.
+    square: Tensor
     contacts: list[list[Contact]]  # by `couplings`: of blocks of problems, at each temperature; empty unless asked for
 
     def __init__(self, sets: Sequence[Problems], num_temperatures: int, normalization: Normalization) -> None:
         self.group = group = ProblemGroup(sets, TILES)
-        self.num_temperatures, self.normalization = num_temperatures, normalization
+        self.normalization = normalization
         if not normalization.features:
             self.unit = torch.ones((), dtype=group.dtype, device=group.device).expand(len(group), 1, 1)
 

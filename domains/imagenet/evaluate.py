@@ -16,6 +16,7 @@ moved, data.path, data.test, ... say where they lie now.
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -29,7 +30,7 @@ from domains.imagenet.check_measures import check_measures
 from domains.imagenet.config import CONFIGS, ImagenetConfig, OneStepGenerator
 from domains.imagenet.data.section import DataSection, open_images
 from domains.imagenet.eval_section import EvalSection
-from domains.imagenet.evaluation import Evaluation, Figures
+from domains.imagenet.evaluation import Evaluation, Figures, Measured
 from domains.imagenet.measuring import figures_of, load_measure, missing_measures, protocol_of
 from domains.imagenet.metrics.feature_set import gather
 from domains.imagenet.metrics.npz_images import npz_images
@@ -42,12 +43,11 @@ from drifting.training.command_line import command, given_keys
 from drifting.training.config import ParallelConfig, RunConfig, require
 from drifting.training.devices import chosen_device
 from drifting.training.errors import ConfigError
-from drifting.training.launch import prepare
+from drifting.training.launch import device_of, prepare
 from drifting.training.launcher import read_placement
 from drifting.training.run_dir import load_config
 from drifting.training.world import World
 
-LONGEST_WAIT = 7200.0  # seconds: rank 0 alone compares features and looks for neighbours while the others wait
 # Keys without effect: how a run reads what it learns, and figures on its way; ...
 NOT_OF_A_RUN = (
     *(f"data.{key}" for key in ("kind", "size", "crop", "flip", "posterior", "num_classes")),
@@ -81,6 +81,8 @@ class EvaluateConfig:
         which = "a run directory, or images=<npz, pixel store or folder>, and not both"
         require((self.run == "") != (self.images == ""), "run", which, f"run={self.run!r}, images={self.images!r}")
         require(self.run != "" or self.out != "", "out", "a folder for the figures, where images is given", self.out)
+        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
+        require(known, "device", "auto, cpu, cuda or cuda:N", self.device)
         require(self.threads >= 1, "threads", "at least 1", self.threads)
 
 
@@ -104,10 +106,11 @@ def main(config: EvaluateConfig) -> None:
 
 def ranks_of(config: EvaluateConfig) -> World:
     """The processes that a launcher has started, or this one alone."""
-    several = read_placement(os.environ).size > 1
+    placement = read_placement(os.environ)
+    device_of(config.device, placement, "device")  # refuses by the name that it has here
     return prepare(
         RunConfig(name="evaluate", steps=1, device=config.device, threads=config.threads),
-        ParallelConfig(mode="ddp" if several else "single", timeout=LONGEST_WAIT),
+        ParallelConfig(mode="ddp" if placement.size > 1 else "single"),
     )
 
 
@@ -168,18 +171,25 @@ def report(
     evaluation = Evaluation(config, generators, section, run_dir, folder, world)
     world.say(f"evaluating step {step}: {evaluation.plan()}")
     found = evaluation.measured()
-    if not world.is_main:
-        return found.rows
+    if world.is_main:
+        conclude(evaluation, found, step)
+    evaluation.wait_for_main()
+    evaluation.ranks.close()
+    return found.rows
+
+
+def conclude(evaluation: Evaluation, found: Measured, step: int) -> None:
+    """Write metrics.json and print the tables."""
+    section, folder = evaluation.section, evaluation.out
     speed = samples_per_second(evaluation.stream.generator, evaluation.tokenizer, most=section.batch)
     samples = len(evaluation.stream.labels)
-    decays = section.averages(config.ema.decays)
+    decays = section.averages(evaluation.config.ema.decays)
     figures = {"step": step, "ema": decays, "split": section.split, "judges": section.judges, "samples": samples}
     figures |= {"samples_per_second": speed, "network": section.network, "rows": found.rows} | found.details
     replace_text(folder / "metrics.json", json.dumps(figures, indent=2) + "\n")
     print(f"\n{found.text}\n")
     print(f"one-step sampler: {speed:,.0f} images/s on this machine, {torch.get_num_threads()} thread(s)")
     print(f"everything lies in {folder}: metrics.json, samples_*.png, guidance_sweep.png, ...")
-    return found.rows
 
 
 def measure_images(config: EvaluateConfig) -> dict[str, float]:

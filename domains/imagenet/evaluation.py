@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ from domains.imagenet.quality import Quality, fewer, nearest_train, observe, pix
 from domains.imagenet.sample_stream import SampleStream, balanced_labels, first_of_classes
 from domains.imagenet.tokenizers import Tokenizer
 from drifting.training.errors import ConfigError
+from drifting.training.ranks import Ranks
 from drifting.training.world import World
 
 GRID_COLUMNS = 10
+LONGEST_WAIT = timedelta(hours=6)  # for rank 0: it may read all training images for their nearest neighbours
 GRID_CLASSES = 10
 REAL = "training images"
 
@@ -57,7 +60,11 @@ class Evaluation:
     """What a report measures: samples of generators, the run's real images, and where they are written.
 
     `generators`: averages of one run by what rows call them, "" where there is one. `world`: the ranks that measure
-    together, each its part of the samples; by judges one process alone. Rank 0 alone writes, and knows all figures.
+    together, each its part of the samples; by judges one process alone. Rank 0 alone compares and writes, which may
+    take longer than ranks otherwise wait for one another: the others wait for it apart, `LONGEST_WAIT`.
+
+    Raises:
+        ConfigError: several ranks for judges, or more of them than samples.
     """
 
     def __init__(
@@ -72,7 +79,7 @@ class Evaluation:
         if world.size > 1 and section.network == "judge":
             raise ConfigError("eval.network=judge is measured by one process: start without a launcher")
         self.section = section
-        self.world = world
+        self.world, self.ranks = world, Ranks.connect(LONGEST_WAIT)
         self.run_dir = run_dir
         self.out = out
         self.config = config
@@ -91,6 +98,8 @@ class Evaluation:
         num_classes = cfg.num_classes
         self.classes = tuple(some.classes) if some else tuple(str(label) for label in range(num_classes))
         labels = balanced_labels(num_classes, section.samples or section.samples_per_class * num_classes)
+        if len(labels) < world.size:
+            raise ConfigError(f"eval.samples must be at least {world.size}, one for each rank, got {len(labels)}")
         dtype = torch.uint8 if section.network == "inception" or some is None else some.dtype
         self.stream = SampleStream(
             generator,
@@ -145,19 +154,25 @@ class Evaluation:
         """FID, sFID, IS, KID, precision and recall, as far as the reference allows."""
         section = self.section
         network = load_inception_of(section, self.device)
-        reference = inception_reference(section, network, self.held_out)
+        reference = inception_reference(section, network, self.held_out) if self.world.is_main else None
+        self.wait_for_main()
         protocol = protocol_of(section) | {"rounding": section.rounding}
         rows: Figures = {}
         for row, samples in self.samples():
             measured = gather(samples, network).over_ranks()
-            if self.world.is_main:
+            if reference is not None:
                 rows[row] = figures_of(measured, reference, section)
             self.pictures(row, network)
-        if not self.world.is_main:
+            self.wait_for_main()
+        if reference is None:
             return Measured(rows, protocol, "")
         said = ", ".join(f"{key} {value}" for key, value in protocol.items())
         text = f"the reference serves {reference.serves()}\nprotocol: {said}\n\n{self.swept(rows, 'FID', 'IS')}"
         return Measured(rows, protocol, text)
+
+    def wait_for_main(self) -> None:
+        """What follows is done by all ranks together again. A collective call."""
+        self.ranks.exchange(None)
 
     def samples(self) -> Iterator[tuple[str, Iterator[Tensor]]]:
         """The name of each row and batches of its samples; one generator at a time is on the device."""

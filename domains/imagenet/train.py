@@ -143,15 +143,15 @@ def main(config: ImagenetConfig) -> None:
             if stopping:
                 break
     world.meet()  # the last checkpoint is whole
+    if state.step == steps and world.is_main:
+        save_curves(run_dir / "curves.png", read_metrics(run_dir))
     if state.step == steps and config.eval.network == "inception":
         report(run_dir, config.eval, world=world)
     world.finish()
     if state.step < steps:
         stop.announce(run_dir, step=state.step, total=steps)
-    elif world.is_main:
-        save_curves(run_dir / "curves.png", read_metrics(run_dir))
-        if config.eval.network == "judge":  # its figures are of one process
-            report(run_dir, config.eval, world=World(world.device))
+    elif world.is_main and config.eval.network == "judge":  # its figures are of one process
+        report(run_dir, config.eval, world=World(world.device))
 
 
 def what_is_missing(config: ImagenetConfig) -> list[Missing]:

@@ -73,12 +73,11 @@ class StepBatches:
         batch = self._windows.batch(chosen)
         near = None
         if self._neighbours is not None:
-            others = self._neighbours[chosen].flatten()
-            near = self._windows.actions[self._windows.steps(others, self._windows.horizon)]
-            near = near.unflatten(0, (len(chosen), -1))
+            present = {} if self._carried is None else self._carried.present
+            others = self._windows.batch(self._neighbours[chosen].flatten(), present)
+            near = others.actions.unflatten(0, (len(chosen), -1))
             if self._carried is not None:
-                seen = self._windows.batch(others, self._carried.present).observations
-                near = self._carried.carried(near, seen, batch.observations)
+                near = self._carried.carried(near, others.observations, batch.observations)
         return StepBatch(batch.observations, batch.actions, near)
 
     def indices(self, step: int) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from drifting.fields.affinities import OWN_AFFINITIES, Affinity, two_sided_affinity
 from drifting.fields.field import Columns, Contact, Coupling
-from drifting.kernels import DifferentiableKernel, Kernel, laplacian
+from drifting.kernels import DifferentiableKernel, Kernel, Laplacian, laplacian
 from drifting.native import kernels as native
 
 # References up to which loops over one row cost more than the work in them; measured.
@@ -125,7 +125,7 @@ class MeanShift:
     def is_default_rule(self, columns: Columns) -> bool:
         """Whether kernel, affinity and weights are the released code's; floor, mask and factors may be any."""
         return (
-            self.kernel is laplacian
+            isinstance(self.kernel, Laplacian)  # a copy of a loss has one of its own
             and self.affinity is two_sided_affinity
             and not self.separate_blocks
             and not self.bias_correction

@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import warnings
+from contextlib import nullcontext
 from importlib.util import find_spec
 
 import torch
@@ -28,7 +29,7 @@ def fits(problems: Problems, field: Field, normalization: Normalization) -> bool
         and field.is_default_rule(columns)
         and (columns.self_is_gen or field.attraction == field.repulsion)
         and Extent.SAMPLE not in (normalization.feature_extent, normalization.drift_extent)
-        and _power_of_2(num_gen) * _power_of_2(num_refs) <= MOST_TILE
+        and power_of_2(num_gen) * power_of_2(num_refs) <= MOST_TILE
         and num_refs + (0 if columns.self_is_gen else num_gen) <= MOST_ROWS
         and os.environ.get("DRIFTING_NATIVE") != "0"
         and kernels_run(problems.gen.device)
@@ -44,10 +45,13 @@ def kernels_run(device: torch.device) -> bool:
 
     from drifting.fused import kernels
 
+    value, bounds = torch.zeros(1, 1, device=device), torch.tensor([0, 1], device=device)
     try:
-        bounds = torch.tensor([0, 1], device=device)
-        kernels.sums_of_sets(torch.zeros(1, 1, device=device), bounds)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            kernels.sums_of_sets(value, bounds)
     except (TritonError, RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
+            raise  # of the device, or of what ran before
         warnings.warn(
             f"drifting: Triton could not build a kernel for {device}; the plain PyTorch path gives the same numbers, "
             f"slower. DRIFTING_NATIVE=0 silences this. {type(error).__name__}: {error}",
@@ -58,6 +62,6 @@ def kernels_run(device: torch.device) -> bool:
     return True
 
 
-def _power_of_2(count: int) -> int:
+def power_of_2(count: int) -> int:
     """The next one."""
     return 1 << (count - 1).bit_length()

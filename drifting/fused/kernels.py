@@ -11,19 +11,12 @@ import torch
 from torch import Tensor
 
 from drifting.fused import programs
+from drifting.fused.fits import power_of_2
 
 CENTRED_TILE = 2**13  # entries of the rows and features that a program centres at a time
 MOST_FEATURES = 32  # of them, 128 bytes of a row
 PROGRAMS = 2048  # enough to fill a large GPU: feature axes are cut where problems are fewer
 SMALLEST_LOG_SUM = -0.25 * torch.finfo(torch.float32).max  # as `two_sided_affinity`: no kernel in a whole row
-
-
-# Triton's own are meant for its compiler, and take microseconds a call.
-
-
-def _power_of_2(count: int) -> int:
-    """The next one."""
-    return 1 << (count - 1).bit_length()
 
 
 def _ceil_div(count: int, size: int) -> int:
@@ -42,7 +35,7 @@ def centred(own: Tensor, neg: Tensor | None, pos: Tensor, gen: Tensor | None, ou
     """
     problems, rows, width = out.shape
     blocks = [None if block is None else _rows_adjacent(block) for block in (own, neg, pos, gen)]
-    padded = _power_of_2(rows)
+    padded = power_of_2(rows)
     columns = min(MOST_FEATURES, CENTRED_TILE // padded)
     chunks = min(_ceil_div(width, columns), max(1, PROGRAMS // problems))
     chunk = _ceil_div(_ceil_div(width, chunks), columns) * columns
@@ -90,7 +83,7 @@ class Pairs:
     @property
     def tile(self) -> tuple[int, int]:
         """Sides of the padded [G, M] tile."""
-        return _power_of_2(max(self.num_gen, 2)), _power_of_2(max(self.num_refs, 2))
+        return power_of_2(max(self.num_gen, 2)), power_of_2(max(self.num_refs, 2))
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -118,12 +111,11 @@ class Rule:
     floor: float
     attraction: float
     repulsion: float  # another one than `attraction` needs generated samples among the references
-    smallest_unit: float  # of the mean distance
 
 
 def mean_shift(
     pairs: Pairs,
-    mean_distance: Tensor | None,
+    distance_unit: Tensor | None,
     temperatures: Tensor,
     rule: Rule,
     *,
@@ -134,7 +126,7 @@ def mean_shift(
 
     Args:
         pairs: distances.
-        mean_distance: what distances are divided by, [b] of any stride; None divides by nothing.
+        distance_unit: what distances are divided by, [b] of any stride; None divides by nothing.
         temperatures: [T].
         rule: of the field.
         out: coefficients.
@@ -142,12 +134,12 @@ def mean_shift(
     """
     gen_side, refs_side = pairs.tile
     programs.couplings[(len(out), len(temperatures))](
-        pairs.inner, pairs.square, _or(pairs.weight, out), _or(mean_distance, out), temperatures, out,
+        pairs.inner, pairs.square, _or(pairs.weight, out), _or(distance_unit, out), temperatures, out,
         _or(contact, out), pairs.num_gen, pairs.num_refs, pairs.num_negative, *pairs.numbers,
-        0 if mean_distance is None else mean_distance.stride(0), len(temperatures), pairs.smallest, rule.smallest_unit,
+        0 if distance_unit is None else distance_unit.stride(0), len(temperatures), pairs.smallest,
         SMALLEST_LOG_SUM, rule.floor, rule.attraction, rule.repulsion, GEN=gen_side, REFS=refs_side,
         SELF=pairs.self_is_gen, MASKED=rule.mask_self, WEIGHTED=pairs.weight is not None,
-        SCALED=mean_distance is not None, FLOORED=rule.floor > 0, UNBALANCED=rule.attraction != rule.repulsion,
+        SCALED=distance_unit is not None, FLOORED=rule.floor > 0, UNBALANCED=rule.attraction != rule.repulsion,
         CONTACT=contact is not None, num_warps=_warps(gen_side * refs_side),
     )  # fmt: skip
 
@@ -155,7 +147,7 @@ def mean_shift(
 def row_products(x: Tensor, y: Tensor) -> Tensor:
     """Inner products of rows, contiguous [r, L] -> [r]."""
     rows, size = x.shape
-    width = min(1024, _power_of_2(size))
+    width = min(1024, power_of_2(size))
     parts = min(_ceil_div(size, width), max(1, PROGRAMS // rows))
     chunk = _ceil_div(_ceil_div(size, parts), width) * width
     parts = _ceil_div(size, chunk)
@@ -178,9 +170,10 @@ def superpose(
         out: the sum.
     """
     problems, temperatures, size = drifts.shape
-    width = min(1024, _power_of_2(size))
-    programs.superpose[(problems, _ceil_div(size, width))](
-        drifts, unit, _or(mean_square, out), out, gain, smallest, size, temperatures, unit.stride(0),
+    width = min(1024, power_of_2(size))
+    parts = _ceil_div(size, width)
+    programs.superpose[(problems * parts,)](
+        drifts, unit, _or(mean_square, out), out, gain, smallest, size, parts, temperatures, unit.stride(0),
         0 if mean_square is None else mean_square.stride(0), WIDTH=width, NORMALIZED=mean_square is not None,
         num_warps=max(1, width // 256),
     )  # fmt: skip

@@ -13,7 +13,7 @@ def samples_of(base, problem, row, first, count, stride_problem, stride_sample, 
     """Samples [R, d] of one block that stands at rows first .. first + count of a tile; zero elsewhere."""
     own = row - first
     inside = (own >= 0) & (own < count)
-    at = base + problem * stride_problem + own[:, None] * stride_sample + column[None, :]
+    at = base + problem * stride_problem + own[:, None].to(tl.int64) * stride_sample + column[None, :]
     return tl.load(at, mask=inside[:, None] & (column < width)[None, :], other=0.0).to(tl.float32)
 
 
@@ -113,7 +113,7 @@ def distance_sums(
 @triton.jit
 def couplings(
     inner, square, weight, unit, temperature, coefficients, contact, num_gen, num_refs, num_negative, rows, problems,
-    parts, s_inner, r_inner, first_gen, s_unit, temperatures, smallest, smallest_unit, smallest_log, floor, attraction,
+    parts, s_inner, r_inner, first_gen, s_unit, temperatures, smallest, smallest_log, floor, attraction,
     repulsion,
     GEN: tl.constexpr, REFS: tl.constexpr, SELF: tl.constexpr, MASKED: tl.constexpr, WEIGHTED: tl.constexpr,
     SCALED: tl.constexpr, FLOORED: tl.constexpr, UNBALANCED: tl.constexpr, CONTACT: tl.constexpr,
@@ -128,8 +128,7 @@ def couplings(
         smallest, SELF,
     )  # fmt: skip
     if SCALED:
-        mean = tl.load(unit + problem * s_unit)
-        distance /= tl.where(mean < smallest_unit, smallest_unit, mean)
+        distance /= tl.load(unit + problem * s_unit)
     log_kernel = tl.where(inside, -distance / tl.load(temperature + k), float("-inf"))
     if MASKED:
         log_kernel = tl.where(diagonal, float("-inf"), log_kernel)
@@ -173,7 +172,7 @@ def couplings(
 @triton.jit
 def row_products(x, y, out, size, chunk, parts, WIDTH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    part = tl.program_id(1)
+    part = tl.program_id(1).to(tl.int64)
     total = tl.zeros([WIDTH], tl.float32)
     for start in range(part * chunk, (part + 1) * chunk, WIDTH):
         entry = start + tl.arange(0, WIDTH)
@@ -185,11 +184,12 @@ def row_products(x, y, out, size, chunk, parts, WIDTH: tl.constexpr):
 
 @triton.jit
 def superpose(
-    drifts, unit, mean_square, out, gain, smallest, size, temperatures, s_unit, s_mean_square,
+    drifts, unit, mean_square, out, gain, smallest, size, parts, temperatures, s_unit, s_mean_square,
     WIDTH: tl.constexpr, NORMALIZED: tl.constexpr,
 ):  # fmt: skip
-    problem = tl.program_id(0).to(tl.int64)
-    entry = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    program = tl.program_id(0).to(tl.int64)
+    problem = program // parts
+    entry = program % parts * WIDTH + tl.arange(0, WIDTH)
     inside = entry < size
     total = tl.zeros([WIDTH], tl.float32)
     for k in range(temperatures):

@@ -1,5 +1,5 @@
-"""The walks of the default field on a GPU: some ten kernels in the place of a hundred, which take longer to start than
-to run.
+"""The walks of the default field on a GPU: a few kernels in the place of a hundred, which take longer to start than to
+run.
 
 Shapes: B problems, G generated, M references, R rows of a block (M, and G more where generated samples are not among
 the references), D features, T temperatures, K sets; b problems of a block.
@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drifting.constants import bounds_of_sets, constant
+from drifting.constants import bounds_of_sets
 from drifting.distances import SMALLEST_SQUARED_DISTANCE
 from drifting.fields import Contact, Field, MeanShift
 from drifting.fused import kernels
 from drifting.problems import Problems, joined, part
 from drifting.scales import Extent
 from drifting.superposition import gram_saves
-from drifting.walks import SMALLEST_DRIFT_MEAN_SQUARE, SMALLEST_SCALE, GroupWalk, Normalization
+from drifting.walks import SMALLEST_DRIFT_MEAN_SQUARE, GroupWalk, Normalization
 
 
 class FusedWalk(GroupWalk):
@@ -31,8 +31,7 @@ class FusedWalk(GroupWalk):
     def __init__(self, sets: Sequence[Problems], num_temperatures: int, normalization: Normalization) -> None:
         super().__init__(sets, num_temperatures, normalization)
         group, self.first = self.group, sets[0].columns
-        weighted = any(problems.columns.is_weighted for problems in sets)
-        self.weight = group.weight if weighted else None
+        self.weight = group.weight if self.first.is_weighted else None  # of all sets alike, by their signature
         num_gen, num_refs = group.num_gen, group.num_refs
         self.keeps_coefficients = num_temperatures > 0 and gram_saves(group, num_temperatures)
         self.gram = group.empty(len(group), num_refs, num_refs) if self.keeps_coefficients else None
@@ -59,11 +58,6 @@ class FusedWalk(GroupWalk):
         total, mass = self._sums_of_sets(sums).unbind(1)
         return total, mass
 
-    def _set_unit(self, mean_distance: Tensor) -> None:
-        if self.normalization.features:
-            self.unit = (mean_distance / self.group.width**0.5).clamp(min=SMALLEST_SCALE)
-            self.mean_distance = mean_distance[:, 0, 0]
-
     def couplings(
         self, field: Field, temperatures: Sequence[float | Tensor], *, with_contact: bool
     ) -> tuple[Tensor, Tensor]:
@@ -71,7 +65,7 @@ class FusedWalk(GroupWalk):
         assert isinstance(field, MeanShift)  # by `fits`
         group, count, taus = self.group, len(temperatures), _stacked(temperatures, self.group.device)
         masked = field.mask_self and self.first.self_is_gen
-        rule = kernels.Rule(masked, field.floor, field.attraction, field.repulsion, SMALLEST_SCALE)
+        rule = kernels.Rule(masked, field.floor, field.attraction, field.repulsion)
         kept_width = group.width if self.gram is None else group.num_refs
         self.kept = group.empty(len(group), count, group.num_gen, kept_width)  # drifts or coefficients
         squares: list[Tensor] = []  # of blocks [b, T]
@@ -80,7 +74,7 @@ class FusedWalk(GroupWalk):
             size, kept = rows.stop - rows.start, part(self.kept, rows)
             found = kept if self.gram is not None else group.empty(size, count, group.num_gen, group.num_refs)
             contact = group.empty(count, size, 3) if with_contact else None
-            unit = part(self.mean_distance, rows) if self.normalization.features else None
+            unit = part(self.distance_unit, rows)[:, 0, 0] if self.normalization.features else None
             kernels.mean_shift(self._pairs(rows), unit, taus, rule, out=found, contact=contact)
             own = found.flatten(1, 2)  # [b, T G, M]
             if self.gram is not None:
@@ -88,7 +82,7 @@ class FusedWalk(GroupWalk):
             else:
                 other = own = torch.bmm(own, self._centred(rows)[0], out=kept.flatten(1, 2))
             products = kernels.row_products(own.view(size * count, -1), other.view(size * count, -1))
-            squares.append(products.view(size, count))
+            squares.append(products.clamp_(min=0).view(size, count))  # rounding may fall below, with a Gram matrix
             if contact is not None:
                 self._take(contact, has_floor=field.floor > 0)
         self.gram = self._inner = None
@@ -154,13 +148,11 @@ class FusedWalk(GroupWalk):
 
 
 def _stacked(temperatures: Sequence[float | Tensor], device: torch.device) -> Tensor:
-    """[T]; numbers are sent to the device once."""
-    numbers = tuple(tau for tau in temperatures if not isinstance(tau, Tensor))
-    sent = constant(numbers, torch.float32, device)
-    if len(numbers) == len(temperatures):
-        return sent
-    rest = iter(sent.unbind())
-    return torch.stack([tau.to(torch.float32) if isinstance(tau, Tensor) else next(rest) for tau in temperatures])
+    """[T], without a copy from the host: schedules change them at every step."""
+    stacked = torch.empty(len(temperatures), dtype=torch.float32, device=device)
+    for own, temperature in zip(stacked.unbind(), temperatures, strict=True):
+        own.copy_(temperature) if isinstance(temperature, Tensor) else own.fill_(temperature)
+    return stacked
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> Tensor:

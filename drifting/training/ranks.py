@@ -31,14 +31,14 @@ class Ranks:
     group: dist.ProcessGroup | None = None
 
     @classmethod
-    def connect(cls) -> "Ranks":
+    def connect(cls, timeout: timedelta | None = None) -> "Ranks":
         """Every rank of the default process group, by a collective call; this process alone where there is none.
 
-        What is connected at different places does not get in each other's way.
+        What is connected at different places does not get in each other's way. `timeout` of these messages alone.
         """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return cls()
-        group = dist.new_group(backend="gloo", timeout=cls.timeout)
+        group = dist.new_group(backend="gloo", timeout=timeout or cls.timeout)
         return cls(dist.get_rank(), dist.get_world_size(), cast(dist.ProcessGroup, group))
 
     @property

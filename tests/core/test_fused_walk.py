@@ -1,5 +1,7 @@
 """The kernels of a GPU, interpreted (tests/conftest.py): the numbers of the plain walk in double precision."""
 
+import copy
+
 import pytest
 import torch
 
@@ -8,11 +10,12 @@ if torch.cuda.is_available():
 pytest.importorskip("triton", reason="this build of torch has no Triton")
 
 import drifting.engine
-from drifting import DriftLoss, MeanShift, drift_field
+from drifting import DriftLoss, MeanShift, drift_field, gaussian
 from drifting.arguments import DriftInputs
 from drifting.fused import fits as fits_module
 from drifting.fused import kernels
 from drifting.fused import walk as fused
+from drifting.learned_temperature import LearnedTemperature
 from drifting.scales import Extent
 
 
@@ -78,6 +81,7 @@ SHAPES = {
     "second_batch_wide": {"ref": 6, "width": 400},
     "one_positive": {"pos": 1, "neg": 0, "weighted": False},
     "one_feature": {"width": 1},
+    "one_generated": {"gen": 1, "ref": 5},
     "many_positives": {"batch": 2, "gen": 2, "pos": 700, "width": 9},
 }
 
@@ -110,15 +114,17 @@ def test_settings(settings, width):
     assert_same(terms_of(loss, given, torch.float32), terms_of(loss, given, torch.float64))
 
 
-def test_sets_side_by_side_and_blocks_of_problems(monkeypatch):
-    sets = [drawn(batch=batch, seed=batch, weighted=batch != 2) for batch in (4, 2, 3)]
-    loss = DriftLoss((0.05, 0.3))
+@pytest.mark.parametrize("width", [40, 300])
+@pytest.mark.parametrize("extent", [Extent.BATCH, Extent.PROBLEM])
+def test_sets_side_by_side_and_blocks_of_problems(monkeypatch, extent, width):
+    sets = [drawn(batch=batch, seed=batch, weighted=batch != 2, width=width) for batch in (4, 2, 3)]
+    loss = DriftLoss((0.05, 0.3), feature_extent=extent, drift_extent=extent)
 
     def drifts(dtype):
         return [terms.drift for terms in loss.joint_terms([inputs(each, dtype) for each in sets])]
 
     expected, whole = drifts(torch.float64), drifts(torch.float32)
-    monkeypatch.setattr(drifting.problems.ProblemGroup, "_budget", lambda group: 4000)
+    monkeypatch.setattr(drifting.problems.ProblemGroup, "_budget", lambda group: 200 * width)
     blocks = drifts(torch.float32)
     for exact, one, many in zip(expected, whole, blocks, strict=True):
         assert (one.double() - exact).abs().max() < 2e-5 * exact.abs().max()
@@ -160,6 +166,34 @@ def test_samples_far_from_one_another_and_no_mass():
     loss = DriftLoss((0.001, 0.5), MeanShift(floor=0.0))
     # Distances of several means over .001: their rounding, 2^-24 of each, is some 4e-4 of a kernel.
     assert_same(terms_of(loss, given, torch.float32), terms_of(loss, given, torch.float64), tolerance=2e-3)
+
+
+def test_what_rounding_leaves_of_no_drift_is_no_nan():
+    """Gram matrices give squared norms that may fall below zero: a constant feature, positives that are the batch."""
+    constant = {name: x.float() for name, x in drawn(width=300, weighted=False).items()}
+    for name in ("gen", "pos", "neg"):
+        constant[name] = torch.full_like(constant[name], 3.3)
+    same = {name: x.float() for name, x in drawn(batch=9, gen=64, pos=16, neg=0, ref=16, width=400).items()}
+    same["self_ref"], same["gen_weight"] = same["pos"].clone(), same["pos_weight"].clone()
+    for given in (constant, same):
+        terms, gradient = terms_of(DriftLoss((0.02, 0.3)), given, torch.float32)
+        assert terms.drift_rms.isfinite().all()
+        assert gradient.isfinite().all()
+
+
+def test_learned_temperatures_stand_beside_numbers():
+    given = drawn()
+    terms = [
+        terms_of(DriftLoss((0.05, LearnedTemperature(0.3))), given, dtype)[0]
+        for dtype in (torch.float32, torch.float64)
+    ]
+    assert (terms[0].drift - terms[1].drift).abs().max() < 2e-5 * terms[1].drift.abs().max()
+
+
+def test_a_copied_loss_has_the_same_rule():
+    columns = DriftInputs(**drawn()).problems().columns
+    assert copy.deepcopy(DriftLoss()).field.is_default_rule(columns)
+    assert not MeanShift(kernel=gaussian).is_default_rule(columns)
 
 
 def test_the_raw_field():

@@ -196,12 +196,13 @@ def test_nothing_waits_for_the_device(refuse_waiting, refuse_nonfinite):
 
 def test_features_give_the_numbers_of_the_cpu():
     found = []
-    for device in ("cpu", "cuda"):
-        loss, drawn = image_features(device, torch.float64)
+    for device, dtype in (("cpu", torch.float64), ("cuda", torch.float64), ("cuda", torch.float32)):
+        loss, drawn = image_features(device, dtype)
         gen = drawn.pop("gen").requires_grad_()
         loss(gen, **drawn).backward()
         found.append(gen.grad)
     assert relative(found[1], found[0]) < 1e-9
+    assert relative(found[2], found[0]) < 1e-4
 
 
 def test_a_nan_on_the_device_is_refused_in_a_later_call():
@@ -297,6 +298,28 @@ def test_the_fused_walk_serves_the_default_field_and_equals_the_plain_one(monkey
         assert relative(some.drift, plain.drift) < 2e-5
         for name in ("positive_mass", "negative_mass", "floor_share"):
             assert relative(getattr(one.diagnostics, name), getattr(plain.diagnostics, name)) < 2e-5
+
+
+def test_a_schedule_of_temperatures_does_not_wait(refuse_waiting):
+    drawn = {name: x.cuda().float() for name, x in given_to(MeanShift(), samples(SHAPES["few"])).items()}
+    loss, learned = DriftLoss(), LearnedTemperature(0.3)  # the latter on the host, where it is made
+    loss(**drawn)
+    loss.temperatures = (0.1, learned)
+    value = loss(**drawn)
+    refuse_waiting()
+    for temperature in (0.31, 0.32):
+        loss.temperatures = (temperature, 0.5)
+        loss(**drawn)
+    torch.cuda.set_sync_debug_mode("default")
+    assert value.isfinite()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_samples_on_another_device_than_the_current_one():
+    drawn = given_to(MeanShift(), samples(SHAPES["wide"]))
+    expected = loss_and_gradient(DriftLoss(), drawn, "cuda:0", torch.float32)
+    found = loss_and_gradient(DriftLoss(), drawn, "cuda:1", torch.float32)
+    assert relative(found[1], expected[1].cpu()) < 1e-6
 
 
 def test_tiles_that_no_program_can_hold_are_served_too():
