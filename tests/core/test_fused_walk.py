@@ -182,15 +182,13 @@ def test_what_rounding_leaves_of_no_drift_is_no_nan():
 
 
 def test_learned_temperatures_stand_beside_numbers():
-    given = drawn()
-    terms = [
-        terms_of(DriftLoss((0.05, LearnedTemperature(0.3))), given, dtype)[0]
-        for dtype in (torch.float32, torch.float64)
-    ]
-    assert (terms[0].drift - terms[1].drift).abs().max() < 2e-5 * terms[1].drift.abs().max()
+    given, loss = drawn(), DriftLoss((0.05, LearnedTemperature(0.3)))
+    (ours, _), (exact, _) = (terms_of(loss, given, dtype) for dtype in (torch.float32, torch.float64))
+    assert (ours.drift - exact.drift).abs().max() < 2e-5 * exact.drift.abs().max()
 
 
-def test_a_copied_loss_has_the_same_rule():
+def test_a_copied_loss_has_the_same_rule(fused_everywhere):
+    fused_everywhere.append("nothing is computed here")
     columns = DriftInputs(**drawn()).problems().columns
     assert copy.deepcopy(DriftLoss()).field.is_default_rule(columns)
     assert not MeanShift(kernel=gaussian).is_default_rule(columns)
