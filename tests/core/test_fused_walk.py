@@ -18,6 +18,8 @@ from drifting.fused import walk as fused
 from drifting.learned_temperature import LearnedTemperature
 from drifting.scales import Extent
 
+pytestmark = pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")  # of the interpreter: log(0) is meant
+
 
 @pytest.fixture(autouse=True)
 def fused_everywhere(monkeypatch):
