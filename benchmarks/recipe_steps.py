@@ -27,19 +27,8 @@ from benchmarks.options import options
 from benchmarks.report import print_table, save
 from benchmarks.scaling_estimate import Machine, Plan, estimate, fitting_plans
 from benchmarks.scaling_memory import Options
-from benchmarks.scaling_recipes import (
-    CONVNEXT_BASE,
-    QUICK,
-    QUICK_BLOCKS,
-    RECIPES,
-    TEMPERATURES,
-    Recipe,
-    generator_config,
-    work,
-)
-from domains.imagenet.encoders import CombinedFeatures, ConvNextFeatures, MaeFeatures
+from benchmarks.scaling_recipes import QUICK, RECIPES, TEMPERATURES, Recipe, build_encoder, generator_config, work
 from domains.imagenet.generator import DiTGenerator
-from domains.imagenet.mae import MaeConfig, MaskedAutoencoder
 from domains.imagenet.problems import StepProblems, backward
 from drifting import DriftLoss, FeatureDriftLoss, guidance_weight
 from drifting.training.config import OptimConfig, ParallelConfig
@@ -57,20 +46,12 @@ OPTIM = OptimConfig(lr=1e-5)
 
 def build_networks(recipe: Recipe, device: torch.device, plan: Plan) -> tuple[DiTGenerator, nn.Module]:
     """Random weights; the generator's last layer too, else every sample is zero."""
-    dtype = torch.bfloat16 if plan.options.bf16_encoder and device.type == "cuda" else None
+    options = plan.options
     with device:
-        generator = DiTGenerator(generator_config(recipe, checkpoint=plan.options.checkpoint_generator))
+        generator = DiTGenerator(generator_config(recipe, checkpoint=options.checkpoint_generator))
         nn.init.normal_(generator.final.linear.weight, std=0.02)
-        blocks = QUICK_BLOCKS if recipe.generator == "quick" else (3, 4, 6, 3)
-        shape = {"channels": 3, "space_to_depth": 8} if recipe.pixels else {}
-        mae = MaskedAutoencoder(MaeConfig(base_channels=recipe.mae_width, blocks=blocks, **shape))
-        encoder: nn.Module = MaeFeatures(mae, dtype=dtype, checkpoint=plan.options.checkpoint_encoder)
-        if recipe.convnext:
-            from transformers import ConvNextV2Config, ConvNextV2Model
-
-            network = ConvNextV2Model(ConvNextV2Config(**CONVNEXT_BASE))
-            convnext = ConvNextFeatures(network, dtype=dtype, checkpoint=plan.options.checkpoint_encoder)
-            encoder = CombinedFeatures({"": encoder, "convnext": convnext})
+    dtype = torch.bfloat16 if options.bf16_encoder and device.type == "cuda" else None
+    encoder = build_encoder(recipe, dtype=dtype, checkpoint=options.checkpoint_encoder, device=device)
     return generator.to(device), encoder.to(device)
 
 

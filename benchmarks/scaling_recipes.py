@@ -19,6 +19,7 @@ from drifting.training.flops import FlopCount
 
 CONVNEXT_BASE = {"depths": [3, 3, 27, 3], "hidden_sizes": [128, 256, 512, 1024]}
 TEMPERATURES = (0.02, 0.05, 0.2)
+META = torch.device("meta")
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,24 @@ def build_generator(recipe: Recipe, *, checkpoint: bool = False) -> DiTGenerator
     return DiTGenerator.skeleton(generator_config(recipe, checkpoint=checkpoint), "generator")
 
 
-def build_encoder(recipe: Recipe, *, dtype: torch.dtype | None = None, checkpoint: bool = False) -> nn.Module:
+def build_encoder(
+    recipe: Recipe, *, dtype: torch.dtype | None = None, checkpoint: bool = False, device: torch.device = META
+) -> nn.Module:
+    """The frozen encoder; on the meta device without values, on another with random weights."""
     blocks = QUICK_BLOCKS if recipe.generator == "quick" else (3, 4, 6, 3)
     shape = {"channels": 3, "space_to_depth": 8} if recipe.pixels else {}
-    mae = MaskedAutoencoder.skeleton(MaeConfig(base_channels=recipe.mae_width, blocks=blocks, **shape), "mae_encoder")
+    config = MaeConfig(base_channels=recipe.mae_width, blocks=blocks, **shape)
+    if device == META:
+        mae = MaskedAutoencoder.skeleton(config, "mae_encoder")
+    else:
+        with device:
+            mae = MaskedAutoencoder(config, encoder_only=True)
     features = MaeFeatures(mae, dtype=dtype, checkpoint=checkpoint)
     if not recipe.convnext:
         return features
     from transformers import ConvNextV2Config, ConvNextV2Model
 
-    with torch.device("meta"):
+    with device:
         network = ConvNextV2Model(ConvNextV2Config(**CONVNEXT_BASE))
         convnext = ConvNextFeatures(network, dtype=dtype, checkpoint=checkpoint)
     return CombinedFeatures({"": features, "convnext": convnext})

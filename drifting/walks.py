@@ -53,7 +53,6 @@ class GroupWalk(ABC):
 
     Args:
         sets: K sets of one signature.
-        num_temperatures: T; 0 for the first walk alone.
         normalization: what is normalised, and how.
     """
 
@@ -61,7 +60,7 @@ class GroupWalk(ABC):
     square: Tensor
     contacts: list[list[Contact]]  # by `couplings`: of blocks of problems, at each temperature; empty unless asked for
 
-    def __init__(self, sets: Sequence[Problems], num_temperatures: int, normalization: Normalization) -> None:
+    def __init__(self, sets: Sequence[Problems], normalization: Normalization) -> None:
         self.group = group = ProblemGroup(sets, TILES)
         self.normalization = normalization
         if not normalization.features:
@@ -129,10 +128,10 @@ class GroupWalk(ABC):
 
 
 class PlainWalk(GroupWalk):
-    """Every field, a coupling at a time."""
+    """Every field, a coupling at a time; `num_temperatures` T, 0 for the first walk alone."""
 
     def __init__(self, sets: Sequence[Problems], num_temperatures: int, normalization: Normalization) -> None:
-        super().__init__(sets, num_temperatures, normalization)
+        super().__init__(sets, normalization)
         group, self.gram = self.group, None
         if not group.is_small and gram_saves(group, num_temperatures):
             self.gram = group.empty(len(group), group.num_refs, group.num_refs)

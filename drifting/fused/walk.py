@@ -25,11 +25,11 @@ class FusedWalk(GroupWalk):
     """Distances are never stored, couplings of all temperatures come from one kernel.
 
     What is kept between the walks is chosen as in `superposition`: the coefficients, and the Gram matrix of the
-    references for their norms; or the drift of every temperature.
+    references for their norms; or the drift of every temperature. `num_temperatures` T, 0 for the first walk alone.
     """
 
     def __init__(self, sets: Sequence[Problems], num_temperatures: int, normalization: Normalization) -> None:
-        super().__init__(sets, num_temperatures, normalization)
+        super().__init__(sets, normalization)
         group, self.first = self.group, sets[0].columns
         self.weight = group.weight if self.first.is_weighted else None  # of all sets alike, by their signature
         num_gen, num_refs = group.num_gen, group.num_refs
