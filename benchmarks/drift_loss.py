@@ -10,22 +10,20 @@ Error: largest difference of the gradient to the float64 one, over the largest g
 Memory: peak beyond what the process held before, in sizes of the generated samples, see memory.py.
 """
 
-import statistics
 import sys
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
-from benchmarks.bar_chart import save_bars
-from benchmarks.implementations import IMPLEMENTATIONS, Evaluation, reference_gradient
+from benchmarks.implementations import IMPLEMENTATIONS, reference_gradient
+from benchmarks.loss_report import draw_picture, gradient_error, prepare_all, print_failed, print_shape
 from benchmarks.machine import use_one_core
-from benchmarks.measure import interleave, ratios, rounds_within, with_core_share
+from benchmarks.measure import interleave, rounds_within, with_core_share
 from benchmarks.memory import in_fresh_process
 from benchmarks.options import add_core, add_rounds, options
 from benchmarks.problem import Problem, Shape, draw
-from benchmarks.report import print_table, save
+from benchmarks.report import save
 
 SHAPES = (
     Shape(64, 64, 64, 16, 256),  # pooled statistics of a feature map, 64 labels
@@ -35,40 +33,21 @@ SHAPES = (
     Shape(256, 8, 1, 0, 112),  # action sequences, one demonstration per observation
 )
 QUICK_SHAPES = (Shape(4, 8, 8, 2, 32), Shape(16, 4, 1, 0, 16))
+PEAKS = {"resident": "resident / gen", "allocated": "allocated / gen"}
 NOTE = """\
 drift-models weighs extra negatives inside the softmax, the official objective after it; "at weight 1" the two agree."""
 
 
-def prepare_all(problem: Problem) -> tuple[dict[str, Evaluation], dict[str, str]]:
-    """Every candidate after one run, and why the others cannot run."""
-    ready, failed = {}, {}
-    for name, prepare in IMPLEMENTATIONS.items():
-        try:
-            evaluation = prepare(problem)
-            evaluation.run()
-            ready[name] = evaluation
-        except Exception as error:
-            if name == "ours":
-                raise
-            failed[name] = f"{type(error).__name__}: {error}"
-    return ready, failed
-
-
 def errors(problem: Problem, names: list[str]) -> dict[str, float]:
-    """max |gradient - float64 gradient| / max |float64 gradient| of each candidate."""
+    """Of the gradient of each candidate, against float64."""
     exact = reference_gradient(problem)
-    found = {}
-    for name in names:
-        evaluation = IMPLEMENTATIONS[name](problem)
-        difference = evaluation.gradient(evaluation.run()) - exact
-        found[name] = float(difference.abs().max() / exact.abs().max())
-    return found
+    return {name: gradient_error(IMPLEMENTATIONS[name](problem), exact) for name in names}
 
 
 def measure_shape(shape: Shape, seed: int, least_rounds: int, seconds: float) -> dict:
     """Everything about one shape, as JSON can hold it."""
     problem = draw(shape, seed)
-    evaluations, failed = prepare_all(problem)
+    evaluations, failed = prepare_all(problem, IMPLEMENTATIONS)
     calls = {name: evaluation.run for name, evaluation in evaluations.items()}
     rounds = rounds_within(seconds, calls, least=least_rounds)
     times, core_share = with_core_share(partial(interleave, calls, rounds))
@@ -97,53 +76,6 @@ def measure_shape(shape: Shape, seed: int, least_rounds: int, seconds: float) ->
     }
 
 
-def print_shape(result: dict) -> None:
-    shape = Shape(**result["shape"])
-    rounds = len(result["seconds"]["ours"])
-    print(
-        f"\n{shape}, generated samples {shape.gen_bytes / 2**20:.2f} MiB, {rounds} rounds, "
-        f"{result['core_share']:.0%} of the core"
-    )
-    rows = []
-    for name, ratio in ratios(result["seconds"], "ours").items():
-        times = [1e3 * second for second in result["seconds"][name]]
-        peaks = [f"{peak / shape.gen_bytes:.2f}" for peak in result["peak_bytes"].get(name, {}).values()]
-        error = f"{result['gradient_error'][name]:.1e}"
-        rows.append([name, f"{min(times):.2f}", f"{statistics.median(times):.2f}", f"{ratio:.2f}", error, *peaks])
-        rows[-1] += ["-"] * (7 - len(rows[-1]))
-    header = ["", "min ms", "median ms", "time / ours", "error", "resident / gen", "allocated / gen"]
-    print_table(header, rows)
-    for name, error in result["gradient_error_at_weight_1"].items():
-        print(f"{name} at weight 1: error {error:.1e}")
-    for name, reason in result["failed"].items():
-        print(f"{name} not measured: {reason}")
-
-
-def draw_picture(results: list[dict], path: Path) -> None:
-    groups = [str(Shape(**result["shape"])).replace(" D", "\nD") for result in results]
-    names = [name for name in IMPLEMENTATIONS if any(name in result["seconds"] for result in results)]
-    quartiles = [ratios(result["seconds"], "ours") for result in results]
-    save_bars(
-        path,
-        groups,
-        {
-            "time over ours (median of rounds, bars: quartiles)": {
-                name: [group.get(name) for group in quartiles] for name in names
-            },
-            "peak extra memory (sizes of the generated samples)": {
-                name: [
-                    result["peak_bytes"][name]["resident"] / result["gen_bytes"]
-                    if name in result["peak_bytes"]
-                    else None
-                    for result in results
-                ]
-                for name in names
-            },
-        },
-        title="Drifting loss, forward and backward, one core",
-    )
-
-
 def main() -> None:
     parser = options(__doc__, "drift_loss", quick="two tiny shapes")
     add_core(parser)
@@ -164,9 +96,13 @@ def main() -> None:
     for shape in shapes:
         seconds = 1.0 if arguments.quick else arguments.seconds
         results.append(measure_shape(shape, arguments.seed, arguments.rounds, seconds))
-        print_shape(results[-1])
+        print_shape(results[-1], f"{results[-1]['core_share']:.0%} of the core", PEAKS)
+        for name, error in results[-1]["gradient_error_at_weight_1"].items():
+            print(f"{name} at weight 1: error {error:.1e}")
+        print_failed(results[-1])
     figures = {"core": cpu, "seed": arguments.seed, "notes": NOTE, "shapes": results}
-    draw_picture(results, save("drift_loss", figures, arguments.root))
+    path = save("drift_loss", figures, arguments.root)
+    draw_picture(results, IMPLEMENTATIONS, "resident", path, title="Drifting loss, forward and backward, one core")
 
 
 if __name__ == "__main__":

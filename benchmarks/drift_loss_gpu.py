@@ -12,18 +12,17 @@ gradient. Memory: peak beyond what was held before, in sizes of the generated sa
 
 import argparse
 import os
-import statistics
 import sys
-from pathlib import Path
 
 import torch
 
-from benchmarks.bar_chart import save_bars
+from benchmarks.drift_loss import QUICK_SHAPES
 from benchmarks.implementations import ON_GPU, Evaluation, reference_gradient
-from benchmarks.measure import Call, interleave, ratios, rounds_within
+from benchmarks.loss_report import draw_picture, gradient_error, prepare_all, print_failed, print_shape
+from benchmarks.measure import Call, interleave, rounds_within
 from benchmarks.options import add_rounds, options
 from benchmarks.problem import Problem, Shape, draw
-from benchmarks.report import print_table, save
+from benchmarks.report import save
 
 SHAPES = (
     Shape(64, 64, 64, 16, 256),  # pooled statistics of a feature map, 64 labels
@@ -33,7 +32,6 @@ SHAPES = (
     Shape(4096, 64, 64, 32, 64),  # narrow features, many locations
     Shape(256, 8, 1, 0, 112),  # action sequences, one demonstration per observation
 )
-QUICK_SHAPES = (Shape(4, 8, 8, 2, 32), Shape(16, 4, 1, 0, 16))
 
 
 def copy_bandwidth() -> float:
@@ -79,18 +77,7 @@ def measure_shape(shape: Shape, arguments: argparse.Namespace, bandwidth: float)
     """Everything about one shape, as JSON can hold it."""
     problem = draw(shape, arguments.seed).to("cuda")
     exact = reference_gradient(problem).cpu()
-    evaluations, error, failed = {}, {}, {}
-    for name in arguments.candidates:
-        try:
-            evaluation = ON_GPU[name](problem)
-            difference = evaluation.gradient(evaluation.run()).cpu() - exact
-        except Exception as reason:
-            if name == "ours":
-                raise
-            failed[name] = f"{type(reason).__name__}: {str(reason).partition(chr(10))[0]}"
-            continue
-        evaluations[name] = evaluation
-        error[name] = float(difference.abs().max() / exact.abs().max())
+    evaluations, failed = prepare_all(problem, {name: ON_GPU[name] for name in arguments.candidates})
     calls = {name: waited_for(evaluation) for name, evaluation in evaluations.items()}
     rounds = rounds_within(arguments.seconds, calls, least=arguments.rounds)
     return {
@@ -98,48 +85,10 @@ def measure_shape(shape: Shape, arguments: argparse.Namespace, bandwidth: float)
         "gen_bytes": shape.gen_bytes,
         "least_seconds": least_seconds(problem, bandwidth),
         "seconds": interleave(calls, rounds),
-        "gradient_error": error,
-        "peak_bytes": {name: peak_bytes(evaluation) for name, evaluation in evaluations.items()},
+        "gradient_error": {name: gradient_error(evaluation, exact) for name, evaluation in evaluations.items()},
+        "peak_bytes": {name: {"allocated": peak_bytes(evaluation)} for name, evaluation in evaluations.items()},
         "failed": failed,
     }
-
-
-def print_shape(result: dict) -> None:
-    shape = Shape(**result["shape"])
-    rounds = len(result["seconds"]["ours"])
-    print(
-        f"\n{shape}, generated samples {shape.gen_bytes / 2**20:.1f} MiB, {rounds} rounds, "
-        f"floor {1e3 * result['least_seconds']:.3f} ms"
-    )
-    rows = []
-    for name, ratio in ratios(result["seconds"], "ours").items():
-        times = [1e3 * second for second in result["seconds"][name]]
-        peak = result["peak_bytes"][name] / shape.gen_bytes
-        cells = [f"{min(times):.3f}", f"{statistics.median(times):.3f}", f"{ratio:.2f}"]
-        rows.append([name, *cells, f"{result['gradient_error'][name]:.1e}", f"{peak:.2f}"])
-    print_table(["", "min ms", "median ms", "time / ours", "error", "memory / gen"], rows)
-    for name, reason in result["failed"].items():
-        print(f"{name} not measured: {reason}")
-
-
-def draw_picture(results: list[dict], path: Path, device: str) -> None:
-    groups = [str(Shape(**result["shape"])).replace(" D", "\nD") for result in results]
-    names = [name for name in ON_GPU if any(name in result["seconds"] for result in results)]
-    quartiles = [ratios(result["seconds"], "ours") for result in results]
-    memory = {
-        name: [
-            result["peak_bytes"][name] / result["gen_bytes"] if name in result["peak_bytes"] else None
-            for result in results
-        ]
-        for name in names
-    }
-    panels = {
-        "time over ours (median of rounds, bars: quartiles)": {
-            name: [group.get(name) for group in quartiles] for name in names
-        },
-        "peak extra memory (sizes of the generated samples)": memory,
-    }
-    save_bars(path, groups, panels, title=f"Drifting loss, forward and backward, {device}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -161,9 +110,12 @@ def main(argv: list[str] | None = None) -> None:
     results = []
     for shape in shapes:
         results.append(measure_shape(shape, arguments, bandwidth))
-        print_shape(results[-1])
+        floor = f"floor {1e3 * results[-1]['least_seconds']:.3f} ms"
+        print_shape(results[-1], floor, {"allocated": "memory / gen"})
+        print_failed(results[-1])
     figures = {"device": device, "copy_bandwidth": bandwidth, "seed": arguments.seed, "shapes": results}
-    draw_picture(results, save("drift_loss_gpu", figures, arguments.root), device)
+    path = save("drift_loss_gpu", figures, arguments.root)
+    draw_picture(results, ON_GPU, "allocated", path, title=f"Drifting loss, forward and backward, {device}")
 
 
 if __name__ == "__main__":
