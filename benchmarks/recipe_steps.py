@@ -25,7 +25,7 @@ from benchmarks.bar_chart import save_bars
 from benchmarks.measure import quartiles
 from benchmarks.options import options
 from benchmarks.report import print_table, save
-from benchmarks.scaling_estimate import Machine, Plan, estimate, fitting_plans
+from benchmarks.scaling_estimate import Machine, Plan, estimate, fitting_plans, place
 from benchmarks.scaling_memory import Options
 from benchmarks.scaling_recipes import QUICK, RECIPES, TEMPERATURES, Recipe, build_encoder, generator_config, work
 from domains.imagenet.generator import DiTGenerator
@@ -72,11 +72,6 @@ def draw_problems(recipe: Recipe, generator: DiTGenerator, labels: int, device: 
     )
 
 
-def labels_of(recipe: Recipe, share: int) -> int:
-    """Labels of one of `share` GPUs."""
-    return -(-recipe.labels // share)
-
-
 def fastest_plan(recipe: Recipe, share: int, machine: Machine) -> Plan | None:
     """Of those that `benchmarks.scaling` expects to fit with all weights on this GPU; None if none does."""
     kept = (Options(), Options(checkpoint_generator=False))
@@ -115,7 +110,7 @@ def measure(recipe: Recipe, arguments: argparse.Namespace, device: torch.device)
     plan = fastest_plan(recipe, share, machine)
     if plan is None:
         return {"recipe": recipe.name, "failed": f"no plan for {share} GPUs fits one with all weights"}
-    timer, labels = StepTimer(device), labels_of(recipe, share)
+    timer, (labels, _) = StepTimer(device), place(recipe, share)
     step = whole_step(recipe, plan, labels, device, timer, compile=arguments.compile)
     step()
     wait_for(device)
@@ -191,9 +186,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = options(__doc__, "recipe_steps", quick="a tiny recipe")
     parser.add_argument("--share", type=int, default=8, help="GPUs that share a step's labels; this is one of them")
     parser.add_argument("--recipes", nargs="+", choices=[r.name for r in RECIPES], default=[r.name for r in RECIPES])
-    parser.add_argument("--steps", type=int, default=3, help="measured, after one that warms up")
+    parser.add_argument("--steps", type=int, default=3, help="measured, two or more, after one that warms up")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args(argv)
+    if arguments.steps < 2:
+        parser.error(f"--steps must be at least 2, for a spread, got {arguments.steps}")
     recipes = [recipe for recipe in RECIPES if recipe.name in arguments.recipes]
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if arguments.quick:

@@ -16,7 +16,6 @@ moved, data.path, data.test, ... say where they lie now.
 
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -40,7 +39,7 @@ from domains.imagenet.tokenizers import Tokenizer
 from domains.imagenet.tokenizers.section import missing_tokenizer
 from drifting.training.atomic_file import replace_text
 from drifting.training.command_line import command, given_keys
-from drifting.training.config import ParallelConfig, RunConfig, require
+from drifting.training.config import ParallelConfig, RunConfig, require, require_device
 from drifting.training.devices import chosen_device
 from drifting.training.errors import ConfigError
 from drifting.training.launch import device_of, prepare
@@ -81,8 +80,7 @@ class EvaluateConfig:
         which = "a run directory, or images=<npz, pixel store or folder>, and not both"
         require((self.run == "") != (self.images == ""), "run", which, f"run={self.run!r}, images={self.images!r}")
         require(self.run != "" or self.out != "", "out", "a folder for the figures, where images is given", self.out)
-        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
-        require(known, "device", "auto, cpu, cuda or cuda:N", self.device)
+        require_device("device", self.device)
         require(self.threads >= 1, "threads", "at least 1", self.threads)
 
 

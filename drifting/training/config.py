@@ -36,6 +36,11 @@ def require(holds: bool, key: str, expected: str, given: object) -> None:
         raise ValueError(f"{key} must be {expected}, got {given!r}")
 
 
+def require_device(key: str, given: str) -> None:
+    """ValueError unless `given` is what a device may be called; whether there is one is not looked at."""
+    require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", given) is not None, key, "auto, cpu, cuda or cuda:N", given)
+
+
 @dataclass
 class RunConfig:
     """Where a run lives, how long it is, and on what it computes. `steps`: optimiser steps; `threads`: CPU threads."""
@@ -54,8 +59,7 @@ class RunConfig:
         require(self.root != "", "run.root", "a folder", self.root)
         require(self.steps >= 1, "run.steps", "at least 1", self.steps)
         require(0 <= self.seed < 2**32, "run.seed", "in [0, 2^32)", self.seed)
-        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
-        require(known, "run.device", "auto, cpu, cuda or cuda:N", self.device)
+        require_device("run.device", self.device)
         require(self.threads >= 1, "run.threads", "at least 1", self.threads)
 
 
