@@ -150,6 +150,11 @@ class AblationConfig:
         require(len(self.seeds) > 0, "seeds", "one or more", self.seeds)
 
 
+def as_name(text: str) -> str:
+    """A run's name of any text: letters, digits and underscores, which the command line takes as they are."""
+    return "".join(character if character.isalnum() else "_" for character in text)
+
+
 def run(module: str, root: Path, name: str, settings: Sequence[str]) -> Path:
     """A finished run of a command of the project; ends this process if it fails."""
     line = [sys.executable, "-m", f"domains.imagenet.{module}", *settings, f"run.root={root}", f"run.name={name}"]
@@ -165,12 +170,11 @@ def trained(config: AblationConfig, variant: Variant, seed: int) -> dict[str, An
     if config.steps is not None:
         settings.append(f"run.steps={config.steps}")
     if variant.encoder is not None:
-        own = "_".join(["mae", *variant.encoder]).replace(".", "-") or "mae"
+        own = as_name("_".join(["mae", *variant.encoder]))
         settings.append(f"encoder.run={run('pretrain_mae', root, own, variant.encoder)}")
     # Another name for other settings: a finished run is used again.
     digest = hashlib.sha256("\n".join(settings).encode()).hexdigest()[:8]
-    label = "".join(character if character.isalnum() else "_" for character in variant.label)
-    name = f"{config.base}_{config.name}_{label}_{seed}_{digest}"
+    name = f"{config.base}_{config.name}_{as_name(variant.label)}_{seed}_{digest}"
     finished = root / name / "metrics.json"
     if not finished.exists():
         run("train", root, name, settings)

@@ -63,8 +63,16 @@ def main(config: RobotCollectConfig) -> None:
         print(f"{len(steps)} episodes, {sum(steps)} steps: {out}")
         return
     if config.out:
-        noise = demonstration_noise(task, demos)
-        collect(task, episodes=demos.episodes, seed=demos.seed, noise=noise, path=out, workers=demos.workers)
+        noise, noise_steps = demonstration_noise(task, demos)
+        collect(
+            task,
+            episodes=demos.episodes,
+            seed=demos.seed,
+            noise=noise,
+            noise_steps=noise_steps,
+            path=out,
+            workers=demos.workers,
+        )
     else:
         out = demonstrations_path(task, demos)
         if out.exists():

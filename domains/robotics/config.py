@@ -126,6 +126,7 @@ class PolicyConfig:
     executes `action_steps` from the last of them on. `noise_dim`: numbers that a drifting policy draws per chunk,
     lifted to the chunk's shape by a linear map; 0 draws noise of the chunk's shape. `octaves`: sines of each
     low-dimensional number that the network sees beside it, see `observations`; where a task wants precision.
+    `geometry`: it also sees what follows from the poses that the task names, see `geometry`.
     `relative`: positions of absolute actions are from where the hand is, see `action_space`.
     """
 
@@ -136,6 +137,7 @@ class PolicyConfig:
     net: str = "unet"
     noise_dim: int = 0
     octaves: int = 0
+    geometry: bool = False
     relative: bool = False
     unet: UnetConfig = field(default_factory=UnetConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)

@@ -1,6 +1,7 @@
 """What a policy is told: low-dimensional observations and camera images of To steps, as one vector per observation.
 
-Shapes: B observations, To steps, O low-dimensional numbers of one step, F octaves, C numbers of the condition.
+Shapes: B observations, To steps, O low-dimensional numbers of one step (of `geometry` too), F octaves, C numbers of the
+condition.
 """
 
 import math
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from domains.robotics.config import PolicyConfig
+from domains.robotics.geometry import PoseGeometry
 from domains.robotics.normalizer import Normalizer
 from domains.robotics.task import TaskConfig
 
@@ -17,8 +19,9 @@ from domains.robotics.task import TaskConfig
 class ObservationEncoder(nn.Module):
     """Observations by key to conditions [B, C], C = To ((1 + F) O + cameras x features).
 
-    Low-dimensional keys are normalised and put side by side, in the order of the task; their octaves follow. Every
-    camera has an encoder of its own (see `cameras`), trained with the policy.
+    Low-dimensional keys are put side by side, in the order of the task, what follows from the poses after them; all is
+    normalised but rotation matrices, and its octaves follow. Every camera has an encoder of its own (see `cameras`),
+    trained with the policy.
     """
 
     def __init__(self, task: TaskConfig, config: PolicyConfig) -> None:
@@ -26,13 +29,18 @@ class ObservationEncoder(nn.Module):
         self.steps, self.octaves = config.observation_steps, config.octaves
         self.widths = dict(task.observations)
         self.images = dict(task.images)
-        self.normalizer = Normalizer(task.observation_dim) if self.widths else None
+        self.geometry = PoseGeometry(task) if config.geometry else None
+        width, matrices = task.observation_dim, range(0)
+        if self.geometry is not None:
+            matrices = range(width, width + self.geometry.rotation_dim)
+            width += self.geometry.dim
+        self.normalizer = Normalizer(width, untouched=matrices) if self.widths else None
         self.cameras = nn.ModuleDict()
         for key, side in self.images.items():
             from domains.robotics.cameras import CameraEncoder
 
             self.cameras[key] = CameraEncoder(side, config.image)
-        low = (1 + self.octaves) * task.observation_dim
+        low = (1 + self.octaves) * width
         self.dim = self.steps * (low + len(self.images) * config.image.features)
 
     def fit(self, observations: Mapping[str, Tensor]) -> None:
@@ -77,7 +85,10 @@ class ObservationEncoder(nn.Module):
                 raise ValueError(f"observations must have {key!r}, got {sorted(observations)}")
             if observations[key].shape[-1] != width:
                 raise ValueError(f"observation {key!r} must be [..., {width}], got {tuple(observations[key].shape)}")
-        return torch.cat([observations[key].float() for key in self.widths], dim=-1)
+        parts = [observations[key].float() for key in self.widths]
+        if self.geometry is not None:
+            parts.append(self.geometry(observations))
+        return torch.cat(parts, dim=-1)
 
     def _check_steps(self, observations: Mapping[str, Tensor], keys: Mapping[str, int]) -> None:
         for key in keys:

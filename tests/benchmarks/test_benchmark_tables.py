@@ -1,6 +1,7 @@
 """Tables of the long benchmarks: rows are means over seeds, ratios are to drifting, a finished run is not repeated."""
 
 import json
+import re
 
 import pytest
 
@@ -102,6 +103,23 @@ def test_other_settings_are_other_runs_and_finished_ones_are_used_again(tmp_path
         ablations.trained(changed, variant, seed=0)
     assert ["drift.num_positive=16" in settings for settings in asked] == [True, True]
     assert ["run.steps=5" in settings for settings in asked] == [False, True]
+
+
+def test_the_command_line_takes_the_names_of_runs_as_they_are(tmp_path, monkeypatch):
+    names = []
+
+    def train(module, root, name, settings):
+        names.append(name)
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name / "metrics.json").write_text('{"rows": {}}')
+        return root / name
+
+    monkeypatch.setattr(ablations, "run", train)
+    for name, ablation in ablations.ABLATIONS.items():
+        for variant in ablation.variants:
+            ablations.trained(ablations.AblationConfig(name, root=str(tmp_path)), variant, seed=0)
+    assert "mae_classification_steps_0" in names
+    assert not [name for name in names if not re.fullmatch(r"\w+", name)]
 
 
 def test_every_ablation_changes_one_thing_from_its_reference():

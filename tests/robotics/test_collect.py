@@ -24,6 +24,7 @@ from domains.robotics.demonstrations.scripted import collect, demonstrations_pat
 from domains.robotics.demonstrations.sources import load_demonstrations
 from domains.robotics.demonstrations.windows import WindowDataset
 from domains.robotics.experts import EXPERT_REVISIONS
+from domains.robotics.task import PoseConfig
 from drifting.training.config import typed
 from drifting.training.errors import ConfigError
 
@@ -34,6 +35,7 @@ class Scribe:
 
     task: object
     noise: float
+    noise_steps: float = 0.0
     killed_at: int = -1
 
     def record_into(self, folder: Path, seed: int):
@@ -133,7 +135,7 @@ def test_processes_end_with_a_command_that_is_killed(tmp_path, monkeypatch):
 
 def test_an_interrupted_collection_is_continued(tmp_path, monkeypatch):
     path = tmp_path / "demos.hdf5"
-    monkeypatch.setattr(scripted, "Recorder", lambda task, noise: Scribe(task, noise, killed_at=6))
+    monkeypatch.setattr(scripted, "Recorder", lambda *given: Scribe(*given, killed_at=6))
     with pytest.raises(KeyboardInterrupt):
         collect(LIFT, episodes=6, seed=0, noise=0.25, path=path, progress=False)
     assert not path.exists()
@@ -147,7 +149,7 @@ def test_an_interrupted_collection_is_continued(tmp_path, monkeypatch):
 
 def test_attempts_of_other_settings_are_not_continued(tmp_path, monkeypatch):
     path = tmp_path / "demos.hdf5"
-    monkeypatch.setattr(scripted, "Recorder", lambda task, noise: Scribe(task, noise, killed_at=6))
+    monkeypatch.setattr(scripted, "Recorder", lambda *given: Scribe(*given, killed_at=6))
     with pytest.raises(KeyboardInterrupt):
         collect(LIFT, episodes=6, seed=0, noise=0.25, path=path, progress=False)
     (tmp_path / "asked.txt").unlink()
@@ -183,9 +185,13 @@ def test_one_file_per_settings(tmp_path):
     same = [replace(config, workers=4), replace(config, validation_episodes=1), replace(config, noise=LIFT.demo_noise)]
     assert all(demonstrations_path(LIFT, each) == path for each in same)
     other = [replace(config, episodes=51), replace(config, seed=1), replace(config, noise=0.1)]
+    other.append(replace(config, noise_steps=3.0))
     tasks = [replace(LIFT, absolute_actions=True), replace(LIFT, images={"agentview_image": 84})]
     paths = {demonstrations_path(LIFT, each) for each in other} | {demonstrations_path(task, config) for task in tasks}
-    assert len(paths | {path}) == 6
+    assert len(paths | {path}) == 7
+    lasting, seen = replace(LIFT, demo_noise_steps=3.0), replace(LIFT, poses={"hand": PoseConfig("object", "object")})
+    assert demonstrations_path(lasting, config) == demonstrations_path(LIFT, other[-1])
+    assert demonstrations_path(lasting, replace(config, noise_steps=0.0)) == demonstrations_path(seen, config) == path
 
 
 def test_another_expert_shows_other_demonstrations(tmp_path, monkeypatch):
@@ -397,6 +403,7 @@ def test_a_task_without_an_expert_ends_with_one_line(tmp_path):
         ({"demos": {"source": "human"}}, r"demos\.source must be scripted"),
         ({"demos": {"path": "x.hdf5"}}, r"demos\.path must be left away with demos\.source=scripted"),
         ({"demos": {"noise": -1}}, r"demos\.noise must be at least 0 and finite, or null for the task's, got -1"),
+        ({"demos": {"noise_steps": -1}}, r"demos\.noise_steps must be at least 0 and finite, or null .*, got -1"),
         ({"demos": {"episode": 3}}, "episode"),
     ],
 )

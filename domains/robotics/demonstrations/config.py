@@ -15,8 +15,9 @@ class DemosConfig:
 
     `episodes` and `seed` are of scripted ones: how many succeed, and the seed of the first; the next ones follow, below
     `EVALUATION_SEED`. Of human ones all are used. `noise`: standard deviation of the executed noise in half ranges of
-    the actions, null for the task's. `validation_episodes` are held out. `workers`: processes that collect. `cache`:
-    folder of what was made or downloaded, by default $DRIFTING_CACHE or ~/.cache/drifting/demonstrations.
+    the actions, and `noise_steps` how many control steps it lasts, null for the task's. `validation_episodes` are held
+    out. `workers`: processes that collect. `cache`: folder of what was made or downloaded, by default $DRIFTING_CACHE
+    or ~/.cache/drifting/demonstrations.
     """
 
     source: str = "scripted"
@@ -24,6 +25,7 @@ class DemosConfig:
     episodes: int = 50
     seed: int = 0
     noise: float | None = None
+    noise_steps: float | None = None
     validation_episodes: int = 8
     workers: int = 1
     cache: str = ""
@@ -37,6 +39,8 @@ class DemosConfig:
         require(0 <= self.seed < EVALUATION_SEED, "demos.seed", below, self.seed)
         quiet = self.noise is None or 0 <= self.noise < float("inf")
         require(quiet, "demos.noise", "at least 0 and finite, or null for the task's", self.noise)
+        lasting = self.noise_steps is None or 0 <= self.noise_steps < float("inf")
+        require(lasting, "demos.noise_steps", "at least 0 and finite, or null for the task's", self.noise_steps)
         require(self.validation_episodes >= 0, "demos.validation_episodes", "at least 0", self.validation_episodes)
         require(self.workers >= 1, "demos.workers", "at least 1", self.workers)
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domains.robotics.demonstrations.episode import Episode
+from domains.robotics.demonstrations.noise import executed_noise
 from domains.robotics.demonstrations.schema import DemonstrationWriter
 from domains.robotics.environments import make_environment
 from domains.robotics.environments.env_args import env_args_of
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from domains.robotics.experts.expert import Expert
 
-NOISE = 1  # the noise of episode `seed` is drawn from (seed, NOISE): its numbers are not the environment's
-
 
 @dataclass
 class Recorder:
@@ -28,12 +27,13 @@ class Recorder:
 
     task: TaskConfig
     noise: float
+    noise_steps: float = 0.0
     _environment: "gymnasium.Env | None" = None
     _expert: "Expert | None" = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings alone: a simulator stays in its process."""
-        return {"task": self.task, "noise": self.noise, "_environment": None, "_expert": None}
+        return {**vars(self), "_environment": None, "_expert": None}
 
     def record_into(self, folder: Path, seed: int) -> Path | None:
         """The file <folder>/<seed>.hdf5 of the attempt `seed`, or None if it fails; not repeated if it is there."""
@@ -48,7 +48,12 @@ class Recorder:
             self._environment = make_environment(replace(self.task, absolute_actions=False))
             self._expert = expert(self._environment)
         episode = record_episode(
-            self._environment, self._expert, seed=seed, noise=self.noise, absolute=self.task.absolute_actions
+            self._environment,
+            self._expert,
+            seed=seed,
+            noise=self.noise,
+            noise_steps=self.noise_steps,
+            absolute=self.task.absolute_actions,
         )
         if episode is None:
             failure.touch()
@@ -64,16 +69,22 @@ class Recorder:
 
 
 def record_episode(
-    environment: "gymnasium.Env", expert: "Expert", *, seed: int, noise: float, absolute: bool = False
+    environment: "gymnasium.Env",
+    expert: "Expert",
+    *,
+    seed: int,
+    noise: float,
+    noise_steps: float = 0.0,
+    absolute: bool = False,
 ) -> Episode | None:
     """What the expert does in the episode `seed` until it succeeds; None if it does not in time.
 
     The label is what the expert wants, what is executed is that plus noise of standard deviation `noise` half ranges of
-    the actions, clipped to their range. `absolute`: labels are the poses that the displacements lead to.
+    the actions (see `executed_noise`), clipped to their range. `absolute`: labels are the poses that the displacements
+    lead to.
     """
     space: Any = environment.action_space  # a box
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    draw = np.random.default_rng((seed, NOISE))
     simulator: Any = environment.unwrapped
     pose = simulator.absolute_action if absolute else np.copy
     observation, _ = environment.reset(seed=seed)
@@ -81,9 +92,10 @@ def record_episode(
     model = {"model_file": simulator.get_model()} if hasattr(simulator, "get_model") else {}
     seen, states, labels, executed, rewards = [observation], [], [], [], []
     success = ended = False
+    disturbances = executed_noise(seed, len(low), std=noise, steps=noise_steps)
     while not (success or ended):
         label = np.clip(np.asarray(expert.act(), np.float64), low, high)
-        action = np.clip(label + noise * (high - low) / 2 * draw.standard_normal(label.shape), low, high)
+        action = np.clip(label + (high - low) / 2 * next(disturbances), low, high)
         states.append(simulator.get_state())
         labels.append(pose(label))
         executed.append(pose(action))

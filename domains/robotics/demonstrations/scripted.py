@@ -44,12 +44,13 @@ def scripted_demonstrations(task: TaskConfig, config: DemosConfig, *, progress: 
     path = demonstrations_path(task, config)
     with one_maker(path):
         if not path.exists():
-            noise = demonstration_noise(task, config)
+            noise, noise_steps = demonstration_noise(task, config)
             collect(
                 task,
                 episodes=config.episodes,
                 seed=config.seed,
                 noise=noise,
+                noise_steps=noise_steps,
                 path=path,
                 workers=config.workers,
                 progress=progress,
@@ -60,16 +61,21 @@ def scripted_demonstrations(task: TaskConfig, config: DemosConfig, *, progress: 
 def demonstrations_path(task: TaskConfig, config: DemosConfig) -> Path:
     """<cache>/<task>-<hash of everything that determines the demonstrations>.hdf5."""
     facts = asdict(task)
-    del facts["demo_noise"], facts["stages"], facts["present"]
+    for other in ("demo_noise", "demo_noise_steps", "stages", "present", "poses"):
+        del facts[other]
     made: dict[str, Any] = {"revision": revision(task), "episodes": config.episodes, "seed": config.seed}
-    made["noise"] = demonstration_noise(task, config)
+    made["noise"], noise_steps = demonstration_noise(task, config)
+    if noise_steps:  # else the name is that of files made before there was a choice
+        made["noise_steps"] = noise_steps
     text = json.dumps({"task": facts, "demos": made}, sort_keys=True)
     return cache_folder(config.cache) / f"{task.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.hdf5"
 
 
-def demonstration_noise(task: TaskConfig, config: DemosConfig) -> float:
-    """Standard deviation of the executed noise, in half ranges of the actions."""
-    return float(task.demo_noise if config.noise is None else config.noise)
+def demonstration_noise(task: TaskConfig, config: DemosConfig) -> tuple[float, float]:
+    """Standard deviation of the executed noise, in half ranges of the actions, and the steps that it lasts."""
+    std = task.demo_noise if config.noise is None else config.noise
+    steps = task.demo_noise_steps if config.noise_steps is None else config.noise_steps
+    return float(std), float(steps)
 
 
 def revision(task: TaskConfig) -> int:
@@ -83,6 +89,7 @@ def collect(
     episodes: int,
     seed: int,
     noise: float,
+    noise_steps: float = 0.0,
     path: Path,
     workers: int = 1,
     progress: bool = True,
@@ -98,13 +105,13 @@ def collect(
     """
     folder = path.with_name(f".{path.name}.attempts")
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"task": asdict(task), "noise": noise, "revision": revision(task)}
+    settings = {"task": asdict(task), "noise": noise, "noise_steps": noise_steps, "revision": revision(task)}
     _same_settings(folder, settings)
     kept: list[Path] = []
     attempts = 0
     with (
         tqdm(total=episodes, desc=f"demonstrations of {task.name}", unit="episode", disable=not progress) as bar,
-        closing(_attempts(Recorder(task, noise), folder, range(seed, EVALUATION_SEED), workers)) as found,
+        closing(_attempts(Recorder(task, noise, noise_steps), folder, range(seed, EVALUATION_SEED), workers)) as found,
     ):
         for attempts, attempt in enumerate(found, start=1):
             if attempt is not None:
