@@ -50,7 +50,7 @@ class DiffusionPolicy(ChunkPolicy):
         if neighbours is not None:
             raise ValueError("neighbours belong to the drifting loss; set drift.neighbours=0 for policy.kind=diffusion")
         num = draws["noise"].shape[1]
-        condition = self.observations(observations, draws.get("crops")).repeat_interleave(num, dim=0)
+        condition = self.observations(observations, draws.get("crops"))
         clean = self.actions.encode(actions, observations).repeat_interleave(num, dim=0)
         noise, time = draws["noise"].flatten(0, 1), draws["time"].flatten()
         predicted = self.net(self.levels.add_noise(clean, noise, time), condition, time)
@@ -62,7 +62,6 @@ class DiffusionPolicy(ChunkPolicy):
         """Normalised chunks [B, num, H, A] for conditions [B, C]: one call of the network per inference step."""
         scheduler = self._sampler()
         chunks = draw_normal(len(condition), (num, *self.chunk_shape), generator, self.device).flatten(0, 1)
-        condition = condition.repeat_interleave(num, dim=0)
         # Each chunk's noise is of its observation's generator, in the order of the chunks.
         one = generator is None or isinstance(generator, Generator)
         source = generator if one else [each for each in generator for _ in range(num)]  # type: ignore[union-attr]

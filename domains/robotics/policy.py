@@ -83,5 +83,5 @@ class DriftingPolicy(ChunkPolicy):
         start = noise.flatten(0, 1)
         if self.lift is not None:
             start = self.lift(start).unflatten(-1, self.chunk_shape)
-        chunks: Tensor = self.net(start, condition.repeat_interleave(num, dim=0))
+        chunks: Tensor = self.net(start, condition)
         return chunks.unflatten(0, (-1, num))

@@ -50,6 +50,30 @@ def test_chunks_of_a_batch_do_not_meet(net):
     torch.testing.assert_close(model(chunk, cond)[1:2], model(chunk[1:2], cond[1:2]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["drifting", "diffusion"])
+@pytest.mark.parametrize("net", NETS)
+def test_a_condition_serves_several_chunks_in_a_row(net, kind):
+    model = network(net, kind)
+    for name, parameter in model.named_parameters():
+        if "modulation" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    chunk, cond = inputs(6)
+    cond = cond[:2].requires_grad_()
+    time = (torch.arange(6),) if kind == "diffusion" else ()
+    once, each = model(chunk, cond, *time), model(chunk, cond[[0, 0, 0, 1, 1, 1]], *time)
+    torch.testing.assert_close(once, each, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad(out.square().sum(), [cond, *model.parameters()]) for out in (once, each)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_conditions_that_do_not_divide_the_chunks_are_refused(net):
+    chunk, cond = inputs(4)
+    with pytest.raises(ValueError, match="cond must have a row for each chunk or for each n of them, got 3 for 4"):
+        network(net)(chunk, cond[:3])
+
+
 @pytest.mark.parametrize("net", NETS)
 def test_a_network_for_steps_needs_them(net):
     with pytest.raises(ValueError, match="time must be a tensor"):

@@ -14,7 +14,7 @@ EXPERTS = {
     "push_t": ("push_t", "PushTExpert"),
 }
 
-EXPERT_REVISIONS = {"square": 1, "tool_hang": 1, "block_push": 1}
+EXPERT_REVISIONS = {"square": 2, "tool_hang": 2, "block_push": 1}
 """Raise an expert's, 0 at first, when it acts otherwise: what it showed before is not used again."""
 
 

@@ -19,7 +19,7 @@ GAIN = 2.0  # the goal lies this many times as far as the target: the controller
 
 CLOSING_STEPS = 15  # the gripper's command takes ten from open to closed
 STILL = 5e-4  # metres per step
-LAG, LAG_GAIN = 0.01, 0.1  # how much the hand is sent beyond to make up for a load: metres at most, share per step
+BEYOND = 0.005  # how far the hand is sent beyond to make up for a load: as far as what it holds is off, metres at most
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,12 @@ class ArmExpert(ScriptedExpert):
     ) -> Iterator[np.ndarray]:
         """Bring what the fingers hold to the goal, as `move` brings the hand: the thing's own pose is controlled.
 
-        So it does not matter how it lies in the hand. Its weight pulls the hand down; near the goal the lag adds up.
-        Ends after `settle` steps at the goal in a row, for what must not swing past it, and also if the thing has moved
-        by less than a millimetre in the last `stuck` steps.
+        So it does not matter how it lies in the hand. Near the goal the hand is sent as far beyond it again, since a
+        load holds it back: what is done depends on the present poses alone, not on a sum of past errors, which a policy
+        could not see. Ends after `settle` steps at the goal in a row, for what must not swing past it, and also if the
+        thing has moved by less than a millimetre in the last `stuck` steps.
         """
-        lag, arrived = np.zeros(3), 0
+        arrived = 0
         places: list[Pose] = []
         for _ in range(patience):
             held, target = thing(), _now(goal)
@@ -212,10 +213,9 @@ class ArmExpert(ScriptedExpert):
             wedged = stuck is not None and len(places) > stuck and distance(held, places[-1 - stuck]) < 0.001
             if arrived >= settle or wedged:
                 return
-            if distance(held, target) < 3 * LAG:
-                lag = np.clip(lag + LAG_GAIN * (target.position - held.position), -LAG, LAG)
             hand = target @ held.inverse() @ self.hand
-            yield self.towards(hand.at(hand.position + lag), CLOSED, speed=speed, turn=turn)
+            beyond = np.clip(target.position - held.position, -BEYOND, BEYOND)
+            yield self.towards(hand.at(hand.position + beyond), CLOSED, speed=speed, turn=turn)
 
 
 def _now(goal: Goal) -> Pose:

@@ -1,6 +1,7 @@
-"""Networks of the policies, one interface: net(x [K, H, A], cond [K, C], time [K] | None) -> [K, H, A].
+"""Networks of the policies, one interface: net(x [K, H, A], cond [K / n, C], time [K] | None) -> [K, H, A].
 
-A drifting policy gives no time; a diffusion policy gives the step of each chunk.
+Each row of `cond` serves n chunks in a row, n = 1, 2, ...: an observation's chunks share what follows from it. A
+drifting policy gives no time; a diffusion policy gives the step of each chunk.
 """
 
 from torch import nn

@@ -1,12 +1,13 @@
 """A residual perceptron on the flattened chunk.
 
-Shapes: K chunks, H timesteps, A action dimensions, C numbers of the condition.
+Shapes: K chunks, n of each condition, H timesteps, A action dimensions, C numbers of a condition.
 """
 
-import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from domains.robotics.config import MlpConfig
+from domains.robotics.networks.conditions import for_each_chunk
 from domains.robotics.networks.steps import StepEmbedding
 
 STEP_WIDTH = 64
@@ -32,18 +33,22 @@ class ActionMlp(nn.Module):
     def __init__(self, config: MlpConfig, *, horizon: int, action_dim: int, cond_dim: int, timed: bool) -> None:
         super().__init__()
         self.shape = (horizon, action_dim)
-        chunk, width = horizon * action_dim, config.hidden
+        width = config.hidden
         self.step = StepEmbedding(STEP_WIDTH) if timed else None
-        self.enter = nn.Linear(chunk + cond_dim + (STEP_WIDTH if timed else 0), width)
+        self.inputs = (horizon * action_dim, cond_dim, STEP_WIDTH if timed else 0)
+        self.enter = nn.Linear(sum(self.inputs), width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(config.depth))
-        self.leave = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, chunk))
+        self.leave = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, horizon * action_dim))
 
     def forward(self, x: Tensor, cond: Tensor, time: Tensor | None = None) -> Tensor:
-        """x [K, H, A], cond [K, C], time [K] or None -> [K, H, A]."""
-        parts = [x.flatten(1), cond]
+        """x [K, H, A], cond [K / n, C], time [K] or None -> [K, H, A].
+
+        The first layer is applied to chunk, condition and time apart: the condition is by far the widest of them.
+        """
+        of_chunk, of_cond, of_time = self.enter.weight.split(self.inputs, dim=1)
+        hidden = linear(x.flatten(1), of_chunk) + for_each_chunk(linear(cond, of_cond, self.enter.bias), len(x))
         if self.step is not None:
-            parts.append(self.step(time))
-        hidden = self.enter(torch.cat(parts, dim=-1))
+            hidden = hidden + linear(self.step(time), of_time)
         for block in self.blocks:
             hidden = block(hidden)
         return self.leave(hidden).unflatten(-1, self.shape)

@@ -1,6 +1,6 @@
 """A transformer with a token per timestep of the chunk; the observation modulates every layer (adaptive norm).
 
-Shapes: K chunks, H timesteps, A action dimensions, C numbers of the condition, W width.
+Shapes: K chunks, n of each condition, H timesteps, A action dimensions, C numbers of a condition, W width.
 """
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from domains.robotics.config import TransformerConfig
+from domains.robotics.networks.conditions import for_each_chunk
 from domains.robotics.networks.steps import StepEmbedding
 
 
@@ -57,8 +58,8 @@ class ActionTransformer(nn.Module):
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, action_dim))
 
     def forward(self, x: Tensor, cond: Tensor, time: Tensor | None = None) -> Tensor:
-        """x [K, H, A], cond [K, C], time [K] or None -> [K, H, A]."""
-        condition = self.condition(cond)
+        """x [K, H, A], cond [K / n, C], time [K] or None -> [K, H, A]."""
+        condition = for_each_chunk(self.condition(cond), len(x))
         if self.step is not None:
             condition = condition + self.step(time)
         x = self.enter(x) + self.position

@@ -1,13 +1,15 @@
 """The convolutional network of Diffusion Policy (arXiv 2303.04137): a U-Net over time, told the observation by FiLM.
 
 Without a diffusion step it is the one-pass network of a drifting policy.
-Shapes: K chunks, H timesteps, A action dimensions, C numbers of the condition; convolutions see [K, channels, H].
+Shapes: K chunks, n of each condition, H timesteps, A action dimensions, C numbers of a condition; convolutions see
+[K, channels, H].
 """
 
 import torch
 from torch import Tensor, nn
 
 from domains.robotics.config import UnetConfig
+from domains.robotics.networks.conditions import for_each_chunk
 from domains.robotics.networks.steps import StepEmbedding
 
 
@@ -33,8 +35,8 @@ class ConditionedBlock(nn.Module):
         self.shortcut = nn.Conv1d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        """x [K, channels, L], cond [K, C] -> [K, out, L]."""
-        scale, shift = self.film(cond)[..., None].chunk(2, dim=1)
+        """x [K, channels, L], cond [K / n, C] -> [K, out, L]."""
+        scale, shift = for_each_chunk(self.film(cond), len(x))[..., None].chunk(2, dim=1)
         return self.second(torch.addcmul(shift, scale, self.first(x))) + self.shortcut(x)
 
 
@@ -66,9 +68,9 @@ class ConditionalUnet(nn.Module):
         self.leave = nn.Sequential(conv_block(widths[0], widths[0], config), nn.Conv1d(widths[0], action_dim, 1))
 
     def forward(self, x: Tensor, cond: Tensor, time: Tensor | None = None) -> Tensor:
-        """x [K, H, A], cond [K, C], time [K] or None -> [K, H, A]."""
+        """x [K, H, A], cond [K / n, C], time [K] or None -> [K, H, A]."""
         if self.step is not None:
-            cond = torch.cat([cond, self.step(time)], dim=-1)
+            cond = torch.cat([for_each_chunk(cond, len(x)), self.step(time)], dim=-1)
         x = x.transpose(1, 2)
         passed = []
         for level, (first, second) in enumerate(self.down):
