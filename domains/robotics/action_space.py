@@ -32,7 +32,7 @@ class ActionSpace(nn.Module):
 
     def __init__(self, task: TaskConfig, *, relative: bool = False) -> None:
         super().__init__()
-        self.rotates = task.absolute_actions and task.simulator == "robosuite"
+        self.rotates = task.arm_poses
         if self.rotates and task.action_dim % POSE:
             raise ValueError(f"task.action_dim must be a multiple of {POSE} for absolute poses, got {task.action_dim}")
         self.present = _present(task) if relative else {}

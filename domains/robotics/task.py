@@ -9,8 +9,9 @@ from omegaconf import MISSING
 
 from drifting.training.config import require
 
-SIMULATORS = ("robosuite", "push_t", "block_push", "kitchen")
-BOTH_KINDS = ("robosuite", "block_push")  # of actions: displacements, or with task.absolute_actions where to be
+SIMULATORS = ("robosuite", "push_t", "block_push", "kitchen", "none")
+BOTH_KINDS = ("robosuite", "block_push", "none")  # of actions: displacements, or with task.absolute_actions where to be
+ARMS = ("robosuite", "none")  # whose absolute actions are poses: position, axis-angle and gripper of each arm
 
 
 @dataclass
@@ -35,20 +36,22 @@ class PoseConfig:
 class TaskConfig:
     """One manipulation task.
 
-    `environment` is the simulator's own name of it. `observations` maps the keys of low-dimensional observations to
-    their widths, `images` those of camera images to their side length in pixels (square, RGB); a policy reads all that
-    are named. `absolute_actions`: poses in the world frame instead of displacements (robosuite), places on the table
-    instead of displacements (block_push); push_t and kitchen have one kind of action and leave it false. `stages`: how
-    many the score counts, 1 if the task succeeds or fails as a whole. `demo_noise`: standard deviation of the noise
-    executed while demonstrations are made, in half ranges of the actions, and `demo_noise_steps` how many control steps
-    it lasts (0: white; see `executed_noise`); the labels stay clean. `present`: the observed numbers, by key and index,
-    that the first numbers of an absolute action are goals of; see `policy.relative`. `poses`: of the hand and of
-    things, where they are among the observations; see `policy.geometry`.
+    `simulator` "none" is a robot of one's own: policies are trained on `demos.path` and played by the robot itself.
+    `environment` is the simulator's own name of the task. `observations` maps the keys of low-dimensional observations
+    to their widths, `images` those of camera images to their side length in pixels (square, RGB); a policy reads all
+    that are named. `absolute_actions`: poses of arms (position, axis-angle, gripper, seven numbers each) in the world
+    frame in place of displacements (robosuite, none), places on the table in place of displacements (block_push);
+    push_t and kitchen have one kind of action and leave it false. `stages`: how many the score counts, 1 if the task
+    succeeds or fails as a whole. `demo_noise`: standard deviation of the noise executed while demonstrations are made,
+    in half ranges of the actions, and `demo_noise_steps` how many control steps it lasts (0: white; see
+    `executed_noise`); the labels stay clean. `present`: the observed numbers, by key and index, that the first numbers
+    of an absolute action are goals of; see `policy.relative`. `poses`: of the hand and of things, where they are among
+    the observations; see `policy.geometry`.
     """
 
     name: str = MISSING
     simulator: str = MISSING
-    environment: str = MISSING
+    environment: str = ""
     observations: dict[str, int] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
     robots: int = 1
@@ -64,6 +67,8 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         require(self.simulator in SIMULATORS, "task.simulator", ", ".join(SIMULATORS), self.simulator)
+        named = self.environment != "" or self.simulator == "none"
+        require(named, "task.environment", f"{self.simulator}'s name of the task", self.environment)
         require(len(self.observations) + len(self.images) > 0, "task.observations", "one key or more", {})
         for key, width in (*self.observations.items(), *self.images.items()):
             require(width >= 1, f"task.observations.{key}", "at least 1", width)
@@ -74,6 +79,11 @@ class TaskConfig:
         for name in ("demo_noise", "demo_noise_steps"):
             quiet = 0 <= getattr(self, name) < float("inf")
             require(quiet, f"task.{name}", "at least 0 and finite", getattr(self, name))
+
+    @property
+    def arm_poses(self) -> bool:
+        """Whether actions are poses of arms, seven numbers each."""
+        return self.absolute_actions and self.simulator in ARMS
 
     @property
     def observation_dim(self) -> int:

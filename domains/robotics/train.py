@@ -140,7 +140,8 @@ def naming_what_drifts(
 def play(config: RoboticsConfig, run_dir: Path) -> None:
     """Evaluate the last checkpoints in the simulator, as `python -m domains.robotics.evaluate` does."""
     if config.eval.episodes == 0:
-        print(f"not evaluated, eval.episodes=0: python -m domains.robotics.evaluate run={run_dir}")
+        if config.task.simulator != "none":
+            print(f"not evaluated, eval.episodes=0: python -m domains.robotics.evaluate run={run_dir}")
         return
     from domains.robotics.evaluate import EvaluateConfig, evaluate  # the simulators are needed only now
 

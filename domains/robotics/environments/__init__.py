@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from domains.robotics.environments.requirements import simulator_package
 from domains.robotics.task import TaskConfig
+from drifting.training.errors import ConfigError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -28,6 +29,10 @@ def make_environment(task: TaskConfig, *, render_size: int | None = None) -> Env
     Only the task's own simulator is imported. Raises ConfigError, with the fix, where its packages are missing or do
     not fit one another, and where the task names an observation that the simulator does not have.
     """
+    if task.simulator == "none":
+        raise ConfigError(
+            f"task {task.name} has no simulator (task.simulator=none): the robot plays its policies itself"
+        )
     simulator_package("gymnasium")
     if task.simulator == "robosuite":
         from domains.robotics.environments.robosuite_tasks import RobosuiteEnvironment
