@@ -1,5 +1,6 @@
-"""A robot without a simulator: a task file of one's own, demonstrations of one's own, a policy that acts."""
+"""A robot without a simulator, by the lines of docs/robotics.md: a task file, demonstrations, a policy that acts."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,26 +8,34 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import torch
 
 from domains.robotics.environments import make_environment
-from domains.robotics.policy import DriftingPolicy
 from domains.robotics.task import TaskConfig
+from drifting.training.errors import ConfigError
 
 CHECKOUT = Path(__file__).parents[2]
-TASK = """
-name: stack_cups
-simulator: none
-observations: {hand: 7, cup: 7}
-action_dim: 7
-absolute_actions: true
-max_steps: 100
-control_hz: 10
-present: {hand: [0, 1, 2]}
-poses:
-  hand: {position: hand, quaternion: hand, quaternion_at: 3}
-  cup: {position: cup, quaternion: cup, quaternion_at: 3}
-"""
+DOCS = (CHECKOUT / "docs" / "robotics.md").read_text()
+(TASK,) = re.findall(r"```yaml\n(.*?)```", DOCS, flags=re.DOTALL)
+(WORDS,) = re.findall(r"```\npython -m domains\.robotics\.train --config-dir=mine (.*?)```", DOCS, flags=re.DOTALL)
+(LOOP,) = re.findall(r"```python\n(.*?)```", DOCS, flags=re.DOTALL)
+
+
+class Robot:
+    """Sees noise, notes what it is told, stops after some actions."""
+
+    def __init__(self):
+        self.told = []
+
+    def observe(self):
+        draw = np.random.default_rng(len(self.told))
+        return {key: draw.normal(size=7).astype(np.float32) for key in ("hand", "cup")}
+
+    def command(self, action):
+        self.told.append(action)
+
+    @property
+    def stopped(self):
+        return len(self.told) >= 20
 
 
 def recorded(path, episodes=3, steps=24):
@@ -41,27 +50,28 @@ def recorded(path, episodes=3, steps=24):
     return path
 
 
-def command(tmp_path, *words):
+def train(tmp_path, *words):
     (tmp_path / "mine" / "task").mkdir(parents=True, exist_ok=True)
     (tmp_path / "mine" / "task" / "stack_cups.yaml").write_text(TASK)
-    line = [sys.executable, "-m", "domains.robotics.train", f"--config-dir={tmp_path / 'mine'}", "task=stack_cups"]
-    line += ["experiment=robot_cpu", f"run.root={tmp_path}", f"demos.cache={tmp_path}", "run.device=cpu", *words]
+    small = ["run.device=cpu", "run.steps=3", "policy.mlp.hidden=16", f"run.root={tmp_path}/runs"]
+    small.append(f"demos.cache={tmp_path}")
+    line = [sys.executable, "-m", "domains.robotics.train", f"--config-dir={tmp_path / 'mine'}", *words, *small]
     return subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True)
 
 
-def test_own_demonstrations_train_a_policy_that_acts(tmp_path):
+def test_the_page_leads_from_a_task_and_demonstrations_to_a_robot_that_acts(tmp_path, monkeypatch):
     demos = recorded(tmp_path / "cups.hdf5")
-    words = ["demos.source=human", f"demos.path={demos}", "demos.validation_episodes=1", "eval.episodes=0"]
-    words += ["run.steps=3", "policy.mlp.hidden=16", "policy.relative=true", "policy.geometry=true"]
-    ended = command(tmp_path, *words)
+    words = WORDS.replace("\\\n", " ").replace("cups.hdf5", str(demos)).split()
+    ended = train(tmp_path, *words, "demos.validation_episodes=1")
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert "evaluate" not in ended.stdout
-    policy = DriftingPolicy.from_pretrained(tmp_path / "stack_cups" / "policy")
+    monkeypatch.chdir(tmp_path)
+    scope = {"robot": Robot()}
+    exec(LOOP, scope)
+    policy, told = scope["policy"], np.array(scope["robot"].told)
     assert policy.actions.dim == 10  # poses: six numbers of a rotation in place of three
-    seen = {key: torch.randn(1, 2, 7) for key in ("hand", "cup")}
-    actions = policy.act(seen)
-    assert actions.shape == (1, 8, 7)
-    assert bool(torch.isfinite(actions).all())
+    assert told.shape == (24, 7)  # three chunks of eight
+    assert np.isfinite(told).all()
 
 
 @pytest.mark.parametrize(
@@ -73,15 +83,15 @@ def test_own_demonstrations_train_a_policy_that_acts(tmp_path):
     ],
 )
 def test_what_is_missing_is_said_before_training(tmp_path, words, message):
-    ended = command(tmp_path, *words)
+    ended = train(tmp_path, "task=stack_cups", "experiment=robot_cpu", *words)
     assert ended.returncode == 1
     assert message in ended.stderr.strip().splitlines()[-1]
     assert "Traceback" not in ended.stderr
 
 
 def test_a_simulated_task_names_its_environment():
+    facts = {"name": "x", "observations": {"a": 1}, "action_dim": 7, "max_steps": 5}
     with pytest.raises(ValueError, match=r"task\.environment must be robosuite's name of the task, got ''"):
-        TaskConfig(name="x", simulator="robosuite", observations={"a": 1}, action_dim=7, max_steps=5)
-    robot = TaskConfig(name="x", simulator="none", observations={"a": 1}, action_dim=7, max_steps=5)
-    with pytest.raises(Exception, match="has no simulator"):
-        make_environment(robot)
+        TaskConfig(simulator="robosuite", **facts)
+    with pytest.raises(ConfigError, match="task x has no simulator"):
+        make_environment(TaskConfig(simulator="none", **facts))
