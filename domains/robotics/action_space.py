@@ -26,15 +26,15 @@ class ActionSpace(nn.Module):
     same error of the network is a smaller one of the hand.
 
     Raises:
-        ConfigError: `relative` without absolute actions, or for a task that does not say or see where the hand is.
-        ValueError: absolute poses of another width than 7 per arm.
+        ConfigError: `relative` without absolute actions, or for a task that does not say or see where the hand is;
+            absolute poses of another width than 7 per arm.
     """
 
     def __init__(self, task: TaskConfig, *, relative: bool = False) -> None:
         super().__init__()
         self.rotates = task.arm_poses
         if self.rotates and task.action_dim % POSE:
-            raise ValueError(f"task.action_dim must be a multiple of {POSE} for absolute poses, got {task.action_dim}")
+            raise ConfigError(f"task.action_dim must be a multiple of {POSE} for absolute poses, got {task.action_dim}")
         self.present = _present(task) if relative else {}
         arms = task.action_dim // POSE if self.rotates else 0
         self.plain_dim = task.action_dim
@@ -90,7 +90,8 @@ def _present(task: TaskConfig) -> dict[str, list[int]]:
     """`task.present`, checked here: a task that is not relative may leave out the observation that it names."""
     if not task.present:
         raise ConfigError(f"policy.relative=true needs task.present, which task {task.name} does not have")
-    if task.simulator in BOTH_KINDS and not task.absolute_actions:
+    displaces = task.simulator in BOTH_KINDS and task.simulator != "none"  # one's own robot: only its owner knows
+    if displaces and not task.absolute_actions:
         raise ConfigError("policy.relative=true needs task.absolute_actions=true: displacements are relative already")
     for key, indices in task.present.items():
         inside = key in task.observations and all(0 <= index < task.observations[key] for index in indices)

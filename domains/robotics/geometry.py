@@ -22,7 +22,8 @@ class PoseGeometry:
     """Of N poses in d dimensions, M of them with a rotation: M matrices, then the offsets [d] of each two positions.
 
     9 M + d N (N - 1) / 2 numbers, `dim`, of which the first 9 M, `rotation_dim`, are in [-1, 1] by themselves.
-    Raises ConfigError if the task names no pose, one that it does not observe, or places of 2 and of 3 dimensions.
+    Raises ConfigError if the task names no pose, one that it does not observe, places of 2 and of 3 dimensions, or one
+    place alone.
     """
 
     def __init__(self, task: TaskConfig) -> None:
@@ -35,6 +36,10 @@ class PoseGeometry:
         count = len(self.poses)
         self.rotation_dim = MATRIX * sum(pose.quaternion != "" for pose in self.poses.values())
         self.dim = self.rotation_dim + sizes.pop() * count * (count - 1) // 2
+        if self.dim == 0:
+            raise ConfigError(
+                f"task.poses must name a second place or a quaternion: of {[*self.poses]} nothing follows"
+            )
 
     def __call__(self, observations: Mapping[str, Tensor]) -> Tensor:
         """{key: [..., width]} -> [..., dim]."""

@@ -30,6 +30,7 @@ class ObservationEncoder(nn.Module):
         self.widths = dict(task.observations)
         self.images = dict(task.images)
         self.geometry = PoseGeometry(task) if config.geometry else None
+        self.observed = task.observation_dim
         width, matrices = task.observation_dim, range(0)
         if self.geometry is not None:
             matrices = range(width, width + self.geometry.rotation_dim)
@@ -63,7 +64,7 @@ class ObservationEncoder(nn.Module):
         """
         parts = []
         if self.normalizer is not None:
-            low = self.low_dimensional(observations)
+            low = self._normalized(observations).flatten(1)
             parts = [low, *octaves(low, self.octaves)]
         self._check_steps(observations, self.images)
         for index, (key, encoder) in enumerate(self.cameras.items()):
@@ -73,11 +74,15 @@ class ObservationEncoder(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def low_dimensional(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """The normalised low-dimensional part alone, [B, To O]; errors as `forward`."""
+        """The normalised low-dimensional observations without geometry, [B, To x widths]; errors as `forward`."""
+        return self._normalized(observations)[..., : self.observed].flatten(1)
+
+    def _normalized(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """[B, To, O]."""
         if self.normalizer is None:
             raise ValueError("the task has no low-dimensional observations")
         self._check_steps(observations, self.widths)
-        return self.normalizer(self._side_by_side(observations)).flatten(1)
+        return self.normalizer(self._side_by_side(observations))
 
     def _side_by_side(self, observations: Mapping[str, Tensor]) -> Tensor:
         for key, width in self.widths.items():

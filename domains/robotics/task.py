@@ -43,10 +43,10 @@ class TaskConfig:
     frame in place of displacements (robosuite, none), places on the table in place of displacements (block_push);
     push_t and kitchen have one kind of action and leave it false. `stages`: how many the score counts, 1 if the task
     succeeds or fails as a whole. `demo_noise`: standard deviation of the noise executed while demonstrations are made,
-    in half ranges of the actions, and `demo_noise_steps` how many control steps it lasts (0: white; see
-    `executed_noise`); the labels stay clean. `present`: the observed numbers, by key and index, that the first numbers
-    of an absolute action are goals of; see `policy.relative`. `poses`: of the hand and of things, where they are among
-    the observations; see `policy.geometry`.
+    in half ranges of the actions, and `demo_noise_steps` how many control steps it lasts (0: white; else of a strength
+    of each episode's own, `demo_noise` on average, see `executed_noise`); the labels stay clean. `present`: the
+    observed numbers, by key and index, that the first numbers of an absolute action are goals of; see
+    `policy.relative`. `poses`: of the hand and of things, where they are among the observations; see `policy.geometry`.
     """
 
     name: str = MISSING

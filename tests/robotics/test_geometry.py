@@ -56,8 +56,10 @@ def test_the_network_sees_it_beside_the_observations_and_matrices_keep_their_sca
     encoder = ObservationEncoder(task, small_config(geometry=True, octaves=2))
     encoder.fit(observed)
     assert encoder.dim == 2 * 3 * (16 + 18 + 3)
-    low = encoder.low_dimensional(observed).unflatten(1, (2, -1))
+    low = encoder(observed)[:, : 2 * (16 + 18 + 3)].unflatten(1, (2, -1))
     geometry = PoseGeometry(task)(observed)
+    # The nearest observations are found by what is observed: geometry would count poses twice.
+    torch.testing.assert_close(encoder.low_dimensional(observed), low[..., :16].flatten(1))
     torch.testing.assert_close(low[..., 16:34], geometry[..., :18])
     torch.testing.assert_close(low[..., 34:].amax((0, 1)), torch.ones(3))
 
@@ -92,6 +94,11 @@ def test_places_of_two_and_of_three_dimensions_are_refused():
         PoseConfig(position="ring", size=4)
 
 
+def test_one_place_alone_is_refused():
+    with pytest.raises(ConfigError, match=r"must name a second place or a quaternion: of \['ring'\] nothing follows"):
+        PoseGeometry(small_task(poses={"ring": PoseConfig(position="object")}))
+
+
 def test_a_task_without_poses_is_refused():
     with pytest.raises(ConfigError, match=r"policy\.geometry=true needs task\.poses"):
         ObservationEncoder(small_task(), small_config(geometry=True))
@@ -117,4 +124,29 @@ def test_the_poses_of_tool_hang_are_those_of_points_on_its_bodies():
     np.testing.assert_allclose(points[:3], points[3:], atol=1e-5)  # where it is on the body, in either episode
     hand = task.poses["hand"]
     np.testing.assert_array_equal(observation[hand.position][:3], observation["robot0_eef_pos"])
+    environment.close()
+
+
+@pytest.mark.parametrize("name", ["square", "block_push"])
+def test_the_poses_of_a_task_are_those_of_the_simulator(name):
+    pytest.importorskip("robosuite", reason="needs the extra robotics")
+    from domains.robotics.environments import make_environment
+
+    task = task_of(name)
+    environment = make_environment(task)
+    observation, _ = environment.reset(seed=1)
+    if name == "square":
+        sim = environment.simulator.sim
+        true = {"nut": sim.data.body_xpos[sim.model.body_name2id("SquareNut_main")]}
+        quaternion = torch.from_numpy(observation["object"][task.poses["nut"].quaternion_at :][:4])
+        matrix = sim.data.body_xmat[sim.model.body_name2id("SquareNut_main")].reshape(3, 3)
+        np.testing.assert_allclose(quaternion_to_matrix(quaternion), matrix, atol=1e-5)
+    else:
+        scene = environment.scene
+        places = (*scene.blocks[:, :2], scene.effector, *scene.target_poses[:, :2])
+        true = dict(zip(("block", "block2", "stick", "target", "target2"), places, strict=True))
+        assert task.poses.keys() == true.keys()
+    for each, place in true.items():
+        pose = task.poses[each]
+        np.testing.assert_allclose(observation[pose.position][pose.position_at :][: pose.size], place, atol=1e-5)
     environment.close()

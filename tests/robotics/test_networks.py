@@ -67,6 +67,21 @@ def test_a_condition_serves_several_chunks_in_a_row(net, kind):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["drifting", "diffusion"])
+def test_the_perceptron_begins_with_one_linear_layer_of_chunk_condition_and_time(kind):
+    """In this order, in which saved policies have its columns."""
+    model = network("mlp", kind)
+    chunk, cond = inputs()
+    parts, time = [chunk.flatten(1), cond], ()
+    if kind == "diffusion":
+        time = (torch.arange(4),)
+        parts.append(model.step(*time))
+    hidden = model.enter(torch.cat(parts, dim=-1))
+    for block in model.blocks:
+        hidden = block(hidden)
+    torch.testing.assert_close(model(chunk, cond, *time), model.leave(hidden).unflatten(-1, (8, 3)))
+
+
 @pytest.mark.parametrize("net", NETS)
 def test_conditions_that_do_not_divide_the_chunks_are_refused(net):
     chunk, cond = inputs(4)

@@ -175,6 +175,19 @@ class Killed(BaseException):
     """The end of a process: nothing that it does afterwards reaches the disk."""
 
 
+def test_a_policy_saved_before_a_setting_existed_is_one_without_it(tmp_path):
+    policy = drifting()
+    policy.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    for section, keys in {"task": ("poses", "demo_noise_steps"), "policy": ("geometry",)}.items():
+        for key in keys:
+            del content[section][key]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    again, seen = DriftingPolicy.from_pretrained(tmp_path), observation()
+    expected = policy.act(seen, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again.act(seen, torch.Generator().manual_seed(0)), expected)
+
+
 @pytest.mark.parametrize("steps", range(8))
 @pytest.mark.parametrize("older", [False, True])
 def test_killed_while_it_is_saved(tmp_path, monkeypatch, steps, older):

@@ -50,7 +50,7 @@ def test_every_task_has_settings_with_and_without_a_gpu(task, cuda):
 @pytest.mark.parametrize("task", [task for task in TASKS if task.endswith("_image")])
 def test_a_task_seen_by_cameras_is_shown_as_without(task):
     seen, plain = (configured(f"task={name}").task for name in (task, task.removesuffix("_image")))
-    same = ("simulator", "environment", "action_dim", "max_steps", "control_hz", "demo_noise")
+    same = ("simulator", "environment", "action_dim", "max_steps", "control_hz", "demo_noise", "demo_noise_steps")
     assert [getattr(seen, fact) for fact in same] == [getattr(plain, fact) for fact in same]
 
 

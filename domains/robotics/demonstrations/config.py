@@ -15,9 +15,9 @@ class DemosConfig:
 
     `episodes` and `seed` are of scripted ones: how many succeed, and the seed of the first; the next ones follow, below
     `EVALUATION_SEED`. Of human ones all are used. `noise`: standard deviation of the executed noise in half ranges of
-    the actions, and `noise_steps` how many control steps it lasts, null for the task's. `validation_episodes` are held
-    out. `workers`: processes that collect. `cache`: folder of what was made or downloaded, by default $DRIFTING_CACHE
-    or ~/.cache/drifting/demonstrations.
+    the actions, and `noise_steps` how many control steps it lasts (see `executed_noise`), null for the task's.
+    `validation_episodes` are held out. `workers`: processes that collect. `cache`: folder of what was made or
+    downloaded, by default $DRIFTING_CACHE or ~/.cache/drifting/demonstrations.
     """
 
     source: str = "scripted"

@@ -60,15 +60,18 @@ def scripted_demonstrations(task: TaskConfig, config: DemosConfig, *, progress: 
 
 def demonstrations_path(task: TaskConfig, config: DemosConfig) -> Path:
     """<cache>/<task>-<hash of everything that determines the demonstrations>.hdf5."""
-    facts = asdict(task)
-    for other in ("demo_noise", "demo_noise_steps", "stages", "present", "poses"):
-        del facts[other]
     made: dict[str, Any] = {"revision": revision(task), "episodes": config.episodes, "seed": config.seed}
     made["noise"], noise_steps = demonstration_noise(task, config)
     if noise_steps:  # else the name is that of files made before there was a choice
         made["noise_steps"] = noise_steps
-    text = json.dumps({"task": facts, "demos": made}, sort_keys=True)
+    text = json.dumps({"task": facts_of(task), "demos": made}, sort_keys=True)
     return cache_folder(config.cache) / f"{task.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.hdf5"
+
+
+def facts_of(task: TaskConfig) -> dict[str, Any]:
+    """What of a task decides its demonstrations, noise apart."""
+    undecided = ("demo_noise", "demo_noise_steps", "stages", "present", "poses")
+    return {name: value for name, value in asdict(task).items() if name not in undecided}
 
 
 def demonstration_noise(task: TaskConfig, config: DemosConfig) -> tuple[float, float]:
@@ -105,7 +108,7 @@ def collect(
     """
     folder = path.with_name(f".{path.name}.attempts")
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"task": asdict(task), "noise": noise, "noise_steps": noise_steps, "revision": revision(task)}
+    settings = {"task": facts_of(task), "noise": noise, "noise_steps": noise_steps, "revision": revision(task)}
     _same_settings(folder, settings)
     kept: list[Path] = []
     attempts = 0
@@ -134,6 +137,8 @@ def summary(path: Path) -> str:
     with DemonstrationFile(path) as file:
         steps, attempts = int(file.data.attrs["total"]), file.collected["attempts"]
         rate = f"{len(file.names)} of {attempts} attempts succeeded with noise {file.collected['noise']:g}"
+        if noise_steps := file.collected.get("noise_steps"):
+            rate += f" that lasts {noise_steps:g} steps"
         return f"{len(file.names)} episodes, {steps} steps, {path.stat().st_size / 1e6:.1f} MB, {rate}: {path}"
 
 

@@ -19,7 +19,7 @@ GAIN = 2.0  # the goal lies this many times as far as the target: the controller
 
 CLOSING_STEPS = 15  # the gripper's command takes ten from open to closed
 STILL = 5e-4  # metres per step
-BEYOND = 0.005  # how far the hand is sent beyond to make up for a load: as far as what it holds is off, metres at most
+BEYOND = 0.005  # to make up for a load the hand is sent beyond by its error again, by so many metres an axis at most
 
 
 @dataclass(frozen=True)
@@ -199,10 +199,10 @@ class ArmExpert(ScriptedExpert):
     ) -> Iterator[np.ndarray]:
         """Bring what the fingers hold to the goal, as `move` brings the hand: the thing's own pose is controlled.
 
-        So it does not matter how it lies in the hand. Near the goal the hand is sent as far beyond it again, since a
-        load holds it back: what is done depends on the present poses alone, not on a sum of past errors, which a policy
-        could not see. Ends after `settle` steps at the goal in a row, for what must not swing past it, and also if the
-        thing has moved by less than a millimetre in the last `stuck` steps.
+        So it does not matter how it lies in the hand. The hand is sent a little beyond, since a load holds it back: by
+        the present error and not by a sum of past ones, so that the action depends on the present poses alone, which is
+        what a policy sees. Ends after `settle` steps at the goal in a row, for what must not swing past it, and also if
+        the thing has moved by less than a millimetre in the last `stuck` steps.
         """
         arrived = 0
         places: list[Pose] = []

@@ -30,8 +30,9 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        """x [K, H, W], cond [K, W] -> [K, H, W]."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(cond)[:, None].chunk(6, dim=-1)
+        """x [K, H, W], cond [K / n, W] -> [K, H, W]."""
+        modulation = for_each_chunk(self.modulation(cond), len(x))[:, None]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
         x = x + gate1 * self._attention(self.norms[0](x) * (1 + scale1) + shift1)
         return x + gate2 * self.layers(self.norms[1](x) * (1 + scale2) + shift2)
 
@@ -59,9 +60,9 @@ class ActionTransformer(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor, time: Tensor | None = None) -> Tensor:
         """x [K, H, A], cond [K / n, C], time [K] or None -> [K, H, A]."""
-        condition = for_each_chunk(self.condition(cond), len(x))
+        condition = self.condition(cond)
         if self.step is not None:
-            condition = condition + self.step(time)
+            condition = for_each_chunk(condition, len(x)) + self.step(time)
         x = self.enter(x) + self.position
         for block in self.blocks:
             x = block(x, condition)
