@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from domains.robotics.normalizer import Normalizer
 from domains.robotics.rotations import axis_angle_to_six_d, six_d_to_axis_angle
-from domains.robotics.task import BOTH_KINDS, TaskConfig
+from domains.robotics.task import TaskConfig
 from drifting.training.errors import ConfigError
 
 POSE, LONG_POSE = 7, 10
@@ -90,8 +90,7 @@ def _present(task: TaskConfig) -> dict[str, list[int]]:
     """`task.present`, checked here: a task that is not relative may leave out the observation that it names."""
     if not task.present:
         raise ConfigError(f"policy.relative=true needs task.present, which task {task.name} does not have")
-    displaces = task.simulator in BOTH_KINDS and task.simulator != "none"  # one's own robot: only its owner knows
-    if displaces and not task.absolute_actions:
+    if task.displaces:
         raise ConfigError("policy.relative=true needs task.absolute_actions=true: displacements are relative already")
     for key, indices in task.present.items():
         inside = key in task.observations and all(0 <= index < task.observations[key] for index in indices)

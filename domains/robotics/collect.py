@@ -15,8 +15,7 @@ from pathlib import Path
 from domains.robotics.demonstrations.config import DemosConfig
 from domains.robotics.demonstrations.episode import DemonstrationError
 from domains.robotics.demonstrations.scripted import (
-    collect,
-    demonstration_noise,
+    collect_as_configured,
     demonstrations_path,
     scripted_demonstrations,
     summary,
@@ -63,16 +62,7 @@ def main(config: RobotCollectConfig) -> None:
         print(f"{len(steps)} episodes, {sum(steps)} steps: {out}")
         return
     if config.out:
-        noise, noise_steps = demonstration_noise(task, demos)
-        collect(
-            task,
-            episodes=demos.episodes,
-            seed=demos.seed,
-            noise=noise,
-            noise_steps=noise_steps,
-            path=out,
-            workers=demos.workers,
-        )
+        collect_as_configured(task, demos, out)
     else:
         out = demonstrations_path(task, demos)
         if out.exists():

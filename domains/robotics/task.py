@@ -10,7 +10,8 @@ from omegaconf import MISSING
 from drifting.training.config import require
 
 SIMULATORS = ("robosuite", "push_t", "block_push", "kitchen", "none")
-BOTH_KINDS = ("robosuite", "block_push", "none")  # of actions: displacements, or with task.absolute_actions where to be
+DISPLACED = ("robosuite", "block_push")  # by their actions, unless task.absolute_actions
+BOTH_KINDS = (*DISPLACED, "none")  # of actions: with task.absolute_actions where to be, without it other ones
 ARMS = ("robosuite", "none")  # whose absolute actions are poses: position, axis-angle and gripper of each arm
 
 
@@ -79,6 +80,11 @@ class TaskConfig:
         for name in ("demo_noise", "demo_noise_steps"):
             quiet = 0 <= getattr(self, name) < float("inf")
             require(quiet, f"task.{name}", "at least 0 and finite", getattr(self, name))
+
+    @property
+    def displaces(self) -> bool:
+        """Whether actions are known to be displacements; of one's own robot only its owner knows."""
+        return not self.absolute_actions and self.simulator in DISPLACED
 
     @property
     def arm_poses(self) -> bool:

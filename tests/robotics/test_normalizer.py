@@ -135,6 +135,17 @@ def test_what_cannot_be_relative_is_refused(facts, message):
         ActionSpace(small_task(**facts), relative=True)
 
 
+def test_only_its_owner_knows_what_the_actions_of_an_own_robot_are():
+    """Places or joint angles can be relative, in any number; poses of arms come by sevens."""
+    own = {"simulator": "none", "environment": "", "present": {"hand": [0, 1]}}
+    space = ActionSpace(small_task(**own), relative=True)
+    hand = {"hand": torch.randn(3, 2, 2)}
+    there = space.encode(torch.zeros(3, 8, 2), hand)
+    torch.testing.assert_close(there, -hand["hand"][:, -1:].expand(-1, 8, -1))
+    with pytest.raises(ConfigError, match=r"task\.action_dim must be a multiple of 7"):
+        ActionSpace(small_task(**own, absolute_actions=True), relative=True)
+
+
 @pytest.mark.parametrize("present", [{"eye": [0]}, {"hand": [2]}, {"hand": [0, 1], "object": [0]}])
 def test_a_present_place_must_be_observed_and_fit_the_action(present):
     task = small_task(simulator="push_t", action_dim=2, present=present)

@@ -44,18 +44,23 @@ def scripted_demonstrations(task: TaskConfig, config: DemosConfig, *, progress: 
     path = demonstrations_path(task, config)
     with one_maker(path):
         if not path.exists():
-            noise, noise_steps = demonstration_noise(task, config)
-            collect(
-                task,
-                episodes=config.episodes,
-                seed=config.seed,
-                noise=noise,
-                noise_steps=noise_steps,
-                path=path,
-                workers=config.workers,
-                progress=progress,
-            )
+            collect_as_configured(task, config, path, progress=progress)
     return path
+
+
+def collect_as_configured(task: TaskConfig, config: DemosConfig, path: Path, *, progress: bool = True) -> None:
+    """`collect` the demonstrations that `config` describes; errors as there."""
+    noise, noise_steps = demonstration_noise(task, config)
+    collect(
+        task,
+        episodes=config.episodes,
+        seed=config.seed,
+        noise=noise,
+        noise_steps=noise_steps,
+        path=path,
+        workers=config.workers,
+        progress=progress,
+    )
 
 
 def demonstrations_path(task: TaskConfig, config: DemosConfig) -> Path:
